@@ -1,0 +1,8 @@
+"""`python -m backflip`: the command line without its script."""
+
+import sys
+
+from backflip.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

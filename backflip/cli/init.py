@@ -1,0 +1,26 @@
+"""`backflip init`: a commented plan to start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backflip.core.errors import ConfigError
+
+
+def init(
+    plan: Annotated[Path, typer.Argument(help="The file to write; one that exists is never overwritten.")] = Path(
+        "plan.toml"
+    ),
+) -> None:
+    """Write a plan with every setting at its default, each explained in a comment."""
+    if plan.exists():
+        raise ConfigError(f"{plan} exists and is left as it is.\nGive another name: backflip init other.toml")
+    from backflip.cycle.plan_docs import commented_plan
+
+    try:
+        with plan.open("x", encoding="utf-8") as file:
+            file.write(commented_plan(str(plan)))
+    except OSError as e:
+        raise ConfigError(f"{plan} cannot be written: {e.strerror}.\nGive a path in a folder that exists.") from None
+    typer.echo(f"{plan} is written: change what you like, then start it with: backflip run {plan}")

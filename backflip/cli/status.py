@@ -1,0 +1,54 @@
+"""`backflip status`: where a run is and its figures so far."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from backflip.cli.terminal import AsJson, RunFolder, print_json, run_folder
+
+if TYPE_CHECKING:
+    from backflip.cycle.overview import Overview, RoundState
+
+
+def status(dir: RunFolder = None, as_json: AsJson = False) -> None:
+    """Show where a run is, what it waits for, and its figures so far. Reads only; the run may be under way."""
+    from backflip.cycle.overview import overview
+
+    seen = overview(run_folder(dir))
+    if as_json:
+        print_json(asdict(seen))
+    else:
+        typer.echo("\n".join(_lines(seen)))
+
+
+def _lines(seen: "Overview") -> Iterator[str]:
+    """The overview in words."""
+    yield f"{seen.run}: {seen.model}, task {seen.task}"
+    yield _activity(seen)
+    for r in seen.rounds:
+        yield f"round {r.number} of {seen.rounds_planned}: {_progress(r, seen.steps_planned)}"
+    if seen.figures:
+        yield "figures so far:"
+    for name, m in seen.figures.items():
+        span = "" if m.low is None or m.high is None else f"  [{m.low:.3g}, {m.high:.3g}]"
+        yield f"  {name:<24}{m.value:.3g}{span}  (round {m.round})"
+
+
+def _activity(seen: "Overview") -> str:
+    if seen.finished:
+        return f"finished: {seen.rounds_planned} rounds, {seen.votes} votes"
+    if seen.process is not None:
+        who = f"process {seen.process}" if seen.process else "another process"
+        return f"under way: {who} runs it"
+    judged = f"{seen.waiting} pairs still want votes; " if seen.waiting else ""
+    return f"stopped: {judged}carry on with: backflip run --dir {seen.run}"
+
+
+def _progress(r: "RoundState", steps: int) -> str:
+    done = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in r.done.items()) or "nothing done yet"
+    if r.next is None:
+        return f"finished ({done}), {r.votes} votes on {r.pairs} pairs"
+    at = f" ({r.climbed} of {steps} steps)" if r.next == "optimise" else ""
+    return f"done: {done}; next: {r.next}{at}; {r.votes} votes on {r.pairs} pairs"

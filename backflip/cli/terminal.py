@@ -1,0 +1,44 @@
+"""What every command shares: where words go, which folder is meant, how JSON is printed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backflip.core.errors import BackflipError, ConfigError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for programs.")]
+RunFolder = Annotated[
+    Path | None, typer.Argument(metavar="[DIR]", help="The run's folder; the newest below runs/ when left out.")
+]
+
+
+class Stopped(BackflipError):
+    """The user pressed Ctrl-C; the message says how to carry on."""
+
+    exit_code = 130
+
+
+def err(line: str) -> None:
+    """One line on standard error, where progress and complaints go."""
+    typer.echo(line, file=sys.stderr)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def run_folder(wanted: Path | None) -> Path:
+    """The run folder that is meant. Raises: ConfigError when there is none."""
+    from backflip.cycle.run import PLAN, newest_run
+
+    if wanted is None:
+        return newest_run()
+    if not (wanted / PLAN).is_file():
+        raise ConfigError(
+            f"{wanted} holds no run: it has no {PLAN}.\nGive a run's folder, or none to mean the newest below runs/."
+        )
+    return wanted

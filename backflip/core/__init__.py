@@ -1,0 +1,1 @@
+"""What every floor speaks: records, protocols, configuration, errors, random numbers."""

@@ -1,0 +1,153 @@
+"""The records every floor speaks. Frozen: a record is a fact, never a handle into the store."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "monitor", "final"]
+Stream = Literal["fit", "random", "reference"]
+"""What a pair's votes serve: fitting the reward; judging selection and calibration (random arm);
+judging the policy against the reference. The last two are never read by a fit."""
+Choice = Literal["a", "b", "tie", "skip", "retract"]
+Purpose = Literal["rate", "monitor", "final"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One request, in one of three splits that never mix."""
+
+    id: str
+    split: Split
+    text: str
+    topic: str = ""
+    form: str = ""
+    """The form that was asked for, in the task's own words; empty when none was."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a sampler returns for one prompt.
+
+    Shapes: tokens (T,) int64, logp (T,) float32 in nats, both of the sampled tokens, the stop token
+    included when `ended`. `text` leaves the stop token out.
+    """
+
+    prompt_id: str
+    index: int
+    policy: str
+    tokens: NDArray[np.int64]
+    logp: NDArray[np.float32]
+    ended: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A stored answer. Its token arrays lie in row `row` of the artefact `artefact` (path relative to the run)."""
+
+    id: str
+    round: int
+    purpose: Purpose
+    prompt_id: str
+    policy: str
+    index: int
+    text: str
+    ended: bool
+    length: int
+    """Tokens, the stop token included."""
+    artefact: str
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two answers to one prompt, open for judgement."""
+
+    id: str
+    round: int
+    stream: Stream
+    prompt_id: str
+    sample_a: str
+    sample_b: str
+    policy: str
+    """Version of the policy whose answers are judged."""
+    probability: float = 1.0
+    """Inclusion probability of the pair under the selection that chose it."""
+    raters_wanted: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rater:
+    """Somebody who votes: a person, a simulated persona, a language model as judge."""
+
+    id: str
+    kind: Literal["person", "persona", "judge"]
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """One judgement. Append-only: an undo is a new vote with choice "retract" that names the old key."""
+
+    key: str
+    """Idempotency key: casting the same key twice stores one vote."""
+    pair_id: str
+    rater_id: str
+    choice: Choice
+    shown: Literal["ab", "ba"]
+    """Order on the screen: "ba" put answer b on the left."""
+    latency_s: float
+    at: float
+    """Seconds since the epoch (UTC)."""
+    strength: int | None = None
+    """1 to 3, when the rater gave one."""
+    reason: str = ""
+    retracts: str | None = None
+    seq: int | None = None
+    """Commit order, given by the store; what a watermark counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """A saved model and where it came from."""
+
+    id: str
+    kind: Literal["base", "policy", "reward"]
+    round: int
+    parent: str | None
+    path: str
+    """Relative to the run folder; absolute for the base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured number. `tick` counts optimiser steps within the round (0 where it does not apply)."""
+
+    round: int
+    step: str
+    tick: int
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """What a fit reads of one vote: indices into the scored answers, and who said what."""
+
+    a: int
+    b: int
+    choice: Literal["a", "b", "tie"]
+    rater_id: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The true utility of one answer: the value and the attributes it is made of."""
+
+    value: float
+    attributes: dict[str, float] = field(default_factory=dict)

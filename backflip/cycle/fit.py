@@ -1,0 +1,131 @@
+"""The step `fit`: votes up to a committed watermark become the round's reward."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, Vote
+from backflip.cycle.artefacts import load_answers, load_array, save_array, write_whole
+from backflip.cycle.tools import Outcome, Tools
+from backflip.rewards.fit import Reward, fit_reward, require_preference
+from backflip.rewards.model import features_of, save_reward
+from backflip.sampling.score import middle_layer
+from backflip.stats.agreement import pair_agreement
+from backflip.stats.bootstrap import Interval
+from backflip.stats.calibration import accuracy, log_loss
+
+Array = NDArray[np.float64]
+
+
+class Table(NamedTuple):
+    """Votes of one kind beside the answers they are about: features (B, F), prompt (B,), feedback into them."""
+
+    features: Array
+    prompt: list[str]
+    feedback: list[Feedback]
+
+
+def fit(number: int, tools: Tools) -> Outcome:
+    """Fit the reward on every vote of the "fit" stream up to the watermark; judge it on the random arm.
+
+    Raises: DataError when nobody has voted.
+    """
+    store = tools.store
+    if store.watermark(number) is None:
+        require_preference([v.choice for v in store.votes(stream="fit")])  # a watermark is never moved
+    with store.begin() as tx:
+        mark = tx.set_watermark(number)
+    tools.watcher.begin(f"round {number}: fit the reward", number + 1)
+    table = {r: features_of_round(tools, r) for r in range(1, number + 1)}
+    tools.watcher.advance(number, f"{len(store.votes(upto=mark))} votes")
+    seen = votes_table(tools, table, store.votes(stream="fit", upto=mark))
+    reference = table[1][1]
+    reward = fit_reward(seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit, seed=tools.plan.seed)
+    path = tools.round_dir(number) / "reward"
+    write_whole(path, lambda part: save_reward(reward, part))
+    tools.watcher.advance()
+    held_out = votes_table(tools, table, store.votes(stream="random", upto=mark))
+    metrics = [
+        Metric(round=number, step="fit", tick=0, name=n, value=i.value, low=i.low, high=i.high)
+        for n, i in _judge(tools, reward, seen, held_out, mark).items()
+    ]
+    metrics.append(
+        Metric(round=number, step="fit", tick=0, name="votes/count", value=float(len(store.votes(upto=mark))))
+    )
+    version = ModelVersion(
+        id=f"reward-r{number}", kind="reward", round=number, parent=None, path=str(path.relative_to(tools.root))
+    )
+    heldout = next((m for m in metrics if m.name == "reward/heldout_accuracy"), None)
+    tools.watcher.say(
+        f"round {number}: reward fitted on {len(seen.feedback)} votes"
+        + (f"; predicts {heldout.value:.0%} of {len(held_out.feedback)} held-out ones" if heldout else "")
+    )
+    return Outcome(metrics, [version])
+
+
+def features_of_round(tools: Tools, number: int) -> tuple[list[str], Array]:
+    """(sample ids, features (B, F)) of the answers a round sampled for rating; computed once, then read back."""
+    samples = tools.store.samples(round=number, purpose="rate")
+    path = tools.round_dir(number) / "features-rate.safetensors"
+    if not path.exists():
+        save_array(path, "features", compute_features(tools, samples))
+    return [s.id for s in samples], load_array(path, "features")
+
+
+def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
+    """(B, F) features of stored samples under the untouched model."""
+    layer = middle_layer(tools.loaded.trunk.layers)
+    answers = load_answers(tools.root, samples)
+    reading = tools.reader.read([tools.prompts[s.prompt_id] for s in samples], answers, layers=(layer,))
+    return features_of(reading, layer)
+
+
+def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: Sequence[Vote]) -> Table:
+    """Decided votes ("skip" left out) with the features of the answers they are about."""
+    pairs: dict[str, Pair] = {p.id: p for p in tools.store.pairs()}
+    index: dict[str, int] = {}
+    features: list[Array] = []
+    for ids, rows in table.values():
+        index |= {sample: len(features) + i for i, sample in enumerate(ids)}
+        features += list(rows)
+    owner = {s.id: s.prompt_id for s in tools.store.samples(purpose="rate")}
+    prompt = [owner[sample] for sample in index]
+    feedback = [
+        Feedback(
+            a=index[pairs[v.pair_id].sample_a], b=index[pairs[v.pair_id].sample_b], choice=v.choice, rater_id=v.rater_id
+        )
+        for v in sorted(votes, key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
+        if v.choice in ("a", "b", "tie")
+    ]
+    return Table(np.stack(features), prompt, feedback)
+
+
+def gaps(reward: Reward, table: Table) -> Array:
+    """(P,) predicted reward of a minus that of b, in units of the normalised reward."""
+    score = reward.score(table.features)
+    return np.array([score[f.a] - score[f.b] for f in table.feedback])
+
+
+def _judge(tools: Tools, reward: Reward, seen: Table, held_out: Table, mark: int) -> dict[str, Interval]:
+    """Accuracy on fitted and held-out votes, log loss there, and how often two raters agree."""
+    out: dict[str, Interval] = {}
+    seed = tools.plan.seed
+    for name, table in (("train", seen), ("heldout", held_out)):
+        decided = table.feedback
+        unit = [table.prompt[f.a] for f in decided]
+        if len(set(unit)) < 2:
+            continue
+        choice = [f.choice for f in decided]
+        out[f"reward/{name}_accuracy"] = accuracy(gaps(reward, table), choice, seed, unit=unit)
+        if name == "heldout":
+            logits = gaps(reward, table) * reward.slope
+            out["reward/heldout_logloss"] = log_loss(logits, choice, seed, max(reward.tie, 1e-3), unit=unit)
+    votes = sorted((v for v in tools.store.votes(upto=mark) if v.choice in ("a", "b", "tie")), key=lambda v: v.key)
+    judged = Counter(v.pair_id for v in votes)
+    if sum(n > 1 for n in judged.values()) >= 2:
+        by = [v.rater_id for v in votes]
+        out["raters/agreement"] = pair_agreement([v.pair_id for v in votes], by, [v.choice for v in votes], seed).share
+    return out

@@ -1,0 +1,91 @@
+"""The step `optimise`: drive the climb, one checkpoint a step, until the round's steps are done."""
+
+from pathlib import Path
+
+import numpy as np
+
+from backflip.core.records import Metric, ModelVersion
+from backflip.cycle.artefacts import load_answers, remove, write_whole
+from backflip.cycle.tools import Outcome, Tools, policy_before
+from backflip.policies import ppo
+from backflip.policies.state import PolicyState, load_state, save_state
+from backflip.rewards.model import RewardModel, load_reward
+
+WARM_UP = 96
+"""Answers of the round on which the critic learns a refitted reward's scale before the first step."""
+KEPT = 2
+"""Checkpoints of a climb that stay on the disk."""
+
+
+def optimise(number: int, tools: Tools) -> Outcome:
+    """Climb the round's reward; the finished policy is `policy-r{number}`."""
+    final = tools.round_dir(number) / "policy"
+    if not final.exists():
+        _climb(number, tools, final)
+    remove(tools.round_dir(number) / "checkpoints")
+    path = str(final.relative_to(tools.root))
+    before = policy_before(number)
+    return Outcome(models=[ModelVersion(id=f"policy-r{number}", kind="policy", round=number, parent=before, path=path)])
+
+
+def _climb(number: int, tools: Tools, final: Path) -> None:
+    """Take the round's remaining steps and save the policy as `final`."""
+    plan = tools.plan
+    scorer = RewardModel(load_reward(tools.round_dir(number) / "reward"), tools.reader)
+    work = ppo.Tools(tools.engine, tools.reader, scorer, tools.split("train"))
+    last = number * plan.ppo.steps
+    folder = tools.round_dir(number) / "checkpoints"
+    state = tools.state = _start(number, tools, work, folder)
+    tools.watcher.begin(f"round {number}: optimise", plan.ppo.steps)
+    tools.watcher.advance(state.step - (last - plan.ppo.steps))
+    max_tokens = plan.sampling.max_tokens
+    for step in ppo.climb(state, work, plan.ppo, seed=plan.seed, max_tokens=max_tokens, until=last):
+        figures = step.metrics | _true_utility(tools, step)
+        tick = step.state.step - (number - 1) * plan.ppo.steps
+        with tools.store.begin() as tx:  # first the figures, then the checkpoint: a step cut short is done again
+            tx.add_metrics(
+                [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
+            )
+        _checkpoint(step.state, folder)
+        tools.watcher.advance(1, _note(figures))
+    write_whole(final, lambda part: save_state(state, part))
+
+
+def _start(number: int, tools: Tools, work: ppo.Tools, folder: Path) -> PolicyState:
+    """The newest checkpoint of this round; else the last round's policy (or a fresh one) with a warmed-up critic."""
+    plan, trunk = tools.plan, tools.loaded.trunk
+    steps = sorted(folder.glob("step-?????"))
+    if steps:
+        return load_state(steps[-1], trunk.device)
+    state = tools.policy(policy_before(number)) if number > 1 else ppo.fresh_state(trunk, plan.ppo, plan.seed)
+    tools.state = state
+    rated = tools.store.samples(round=number, purpose="rate")
+    samples = [s for s in rated if tools.prompts[s.prompt_id].split == "train"][:WARM_UP]
+    if samples:
+        tools.watcher.begin(f"round {number}: warm up the critic", 1)
+        ppo.warm_up(
+            state, work, plan.ppo, [tools.prompts[s.prompt_id] for s in samples], load_answers(tools.root, samples)
+        )
+    _checkpoint(state, folder)
+    return state
+
+
+def _checkpoint(state: PolicyState, folder: Path) -> None:
+    """Save the state under its step and drop all but the newest checkpoints."""
+    write_whole(folder / f"step-{state.step:05d}", lambda part: save_state(state, part))
+    for old in sorted(folder.glob("step-?????"))[:-KEPT]:
+        remove(old)
+
+
+def _true_utility(tools: Tools, step: ppo.Step) -> dict[str, float]:
+    """Means of the true utility and its attributes over the step's answers; only watched, never climbed."""
+    if tools.utility is None:
+        return {}
+    judged = [tools.utility.judge(tools.prompts[a.prompt_id], a.text, a.ended) for a in step.answers]
+    out = {f"gold/{n}": float(np.mean([j.attributes[n] for j in judged])) for n in tools.utility.names}
+    return out | {"gold/utility": float(np.mean([j.value for j in judged]))}
+
+
+def _note(figures: dict[str, float]) -> str:
+    gold = f"  true {figures['gold/utility']:.2f}" if "gold/utility" in figures else ""
+    return f"proxy {figures['objective/scores']:+.2f}{gold}  KL {figures['objective/kl']:.1f}"

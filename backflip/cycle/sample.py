@@ -1,0 +1,103 @@
+"""The steps `sample` and `rate`: the policy answers, pairs open as answers arrive, raters vote."""
+
+import time
+from collections.abc import Sequence
+
+from backflip.core.errors import Paused
+from backflip.core.records import Pair, Prompt, Sample, Stream, Vote
+from backflip.core.rng import generator, seed_of
+from backflip.cycle.artefacts import samples_of, save_answers
+from backflip.cycle.tools import Outcome, Tools, policy_before
+from backflip.raters.pairs import random_pairs
+
+
+def sample(number: int, tools: Tools) -> Outcome:
+    """Let the round's first policy answer, batch by batch; open each batch's pairs and ask machine raters."""
+    plan, store = tools.plan, tools.store
+    tools.engine.load(policy_before(number))
+    work = [("fit", p) for p in chosen(tools, number, "fit")] + [("random", p) for p in chosen(tools, number, "random")]
+    size = max(1, plan.sampling.batch // plan.sampling.answers)
+    have = {s.prompt_id for s in store.samples(round=number, purpose="rate")}
+    tools.watcher.begin(f"round {number}: sample and rate", len(work))
+    streams: tuple[Stream, ...] = ("fit", "random")
+    for stream in streams:
+        prompts = [p for s, p in work if s == stream]
+        wanted = plan.rate.held_out if stream == "random" else plan.rate.pairs - plan.rate.held_out
+        opened = 0
+        for at in range(0, len(prompts), size):
+            batch = prompts[at : at + size]
+            until = round(wanted * min(1.0, (at + len(batch)) / len(prompts)))
+            if batch[0].id not in have:
+                _one_batch(number, tools, batch, (stream, until - opened, opened))
+            opened = until
+            tools.watcher.advance(len(batch), f"{len(store.votes(round=number))} votes")
+    return Outcome()
+
+
+def _one_batch(number: int, tools: Tools, prompts: Sequence[Prompt], share: tuple[Stream, int, int]) -> None:
+    """Sample one batch; artefact first, then its rows and pairs in one transaction, then the votes."""
+    plan, (stream, count, before) = tools.plan, share
+    seed = seed_of(plan.seed, "rate", number)
+    alone = tools.crowd is not None and len(tools.crowd.raters()) == 1  # nobody there for a second judgement
+    drawn = tools.engine.sample(prompts, plan.sampling.answers, seed=seed, max_tokens=plan.sampling.max_tokens)
+    answers = [a for batch in drawn for a in batch]
+    path = tools.round_dir(number) / f"samples-{stream}-{before:04d}.safetensors"
+    save_answers(path, answers)
+    samples = samples_of(answers, round=number, purpose="rate", artefact=str(path.relative_to(tools.root)))
+    pairs = random_pairs(
+        samples,
+        round=number,
+        stream=stream,
+        count=count,
+        seed=plan.seed,
+        double_share=0.0 if alone else plan.rate.double_share,
+        before=before,
+    )
+    with tools.store.begin() as tx:
+        tx.add_samples(samples)
+        tx.add_pairs(pairs)
+    ask_machines(tools, pairs, {s.id: s for s in samples})
+
+
+def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
+    """The prompts of a round: as many as its pairs need, drawn from reshuffled passes over the split."""
+    rate = tools.plan.rate
+    wanted = rate.held_out if stream == "random" else rate.pairs - rate.held_out
+    pool = tools.split("monitor" if stream == "random" else "train")
+    count = min(len(pool), -(-wanted // rate.pairs_per_prompt))
+    picked: dict[str, Prompt] = {}
+    place = (number - 1) * count
+    while len(picked) < count:
+        epoch, offset = divmod(place, len(pool))
+        p = pool[int(generator(tools.plan.seed, stream, epoch).permutation(len(pool))[offset])]
+        picked[p.id] = p
+        place += 1
+    return list(picked.values())
+
+
+def rate(number: int, tools: Tools) -> Outcome:
+    """Ask machine raters about every pair still open. Raises: Paused while people have pairs to judge."""
+    waiting = [pair for pair, _ in tools.store.wanting(number)]
+    if waiting and tools.crowd is not None:
+        ids = [i for p in waiting for i in (p.sample_a, p.sample_b)]
+        ask_machines(tools, waiting, tools.store.samples_by_id(ids))
+        waiting = [pair for pair, _ in tools.store.wanting(number)]
+    if waiting:
+        raise Paused(
+            f"Round {number} waits for people: {len(waiting)} pairs are still to be judged.\n"
+            "Start again with the same command once they have answered."
+        )
+    return Outcome()
+
+
+def ask_machines(tools: Tools, pairs: Sequence[Pair], samples: dict[str, Sample]) -> None:
+    """Simulated raters vote on `pairs`; nobody votes when there is no crowd. Casting again changes nothing."""
+    if tools.crowd is None or tools.utility is None or not pairs:
+        return
+    votes: list[Vote] = []
+    for pair in pairs:
+        prompt = tools.prompts[pair.prompt_id]
+        a, b = (tools.utility.judge(prompt, s.text, s.ended) for s in (samples[pair.sample_a], samples[pair.sample_b]))
+        votes += tools.crowd.votes(pair, a, b, at=time.time())
+    with tools.store.begin() as tx:
+        tx.cast(votes)

@@ -1,0 +1,115 @@
+"""What the steps of a round work with, opened once per process."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from backflip.core.records import Metric, ModelVersion, Prompt
+from backflip.cycle.plan import Plan
+from backflip.models.chat import Chat
+from backflip.models.load import Loaded
+from backflip.models.trunk import Trunk
+from backflip.policies.state import PolicyState, load_state
+from backflip.raters.personas import SimulatedCrowd
+from backflip.sampling.engine import Engine
+from backflip.sampling.score import Reader
+from backflip.store import Store
+from backflip.tasks.task import TaskUtility
+
+REFERENCE = "reference"
+"""Version of the run's untouched model."""
+
+
+class Watcher(Protocol):
+    """Whoever shows a run's progress."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A piece of work of `total` units starts."""
+        ...
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` units are done; `note` says how it goes."""
+        ...
+
+    def say(self, line: str) -> None:
+        """One line to keep on the screen."""
+        ...
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def begin(self, what: str, total: int) -> None:
+        """See `Watcher.begin`."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """See `Watcher.advance`."""
+
+    def say(self, line: str) -> None:
+        """See `Watcher.say`."""
+
+
+class Outcome(NamedTuple):
+    """What a step leaves for the store, beside the rows it has already committed on its way."""
+
+    metrics: Sequence[Metric] = ()
+    models: Sequence[ModelVersion] = ()
+
+
+@dataclass(eq=False)
+class Tools:
+    """Store, model, task and raters of one run."""
+
+    root: Path
+    store: Store
+    loaded: Loaded
+    chat: Chat
+    prompts: dict[str, Prompt]
+    utility: TaskUtility | None
+    """The true utility; None when only people know it."""
+    crowd: SimulatedCrowd | None
+    """The simulated raters; None when people rate."""
+    watcher: Watcher
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        """Derive the readers and the sampler."""
+        trunk, sampling = self.loaded.trunk, self.plan.sampling
+        self.reader = Reader(trunk, self.chat, micro=self.plan.ppo.micro, temperature=sampling.temperature)
+        self.state: PolicyState | None = None
+        self.engine = Engine(self.trunk_of, self.chat, batch=sampling.batch, temperature=sampling.temperature)
+
+    def trunk_of(self, version: str) -> Trunk:
+        """Merged weights of a policy version: the climb's current step, a finished round, or the reference."""
+        trunk = self.loaded.trunk
+        if version == REFERENCE:
+            return trunk
+        if self.state is not None and version == self.state.version:
+            return trunk.merged(self.state.adapter)
+        return trunk.merged(self.policy(version).adapter)
+
+    def policy(self, version: str) -> PolicyState:
+        """The state saved under a finished round's policy version, e.g. "policy-r2"."""
+        number = int(version.removeprefix("policy-r"))
+        return load_state(self.round_dir(number) / "policy", self.loaded.trunk.device)
+
+    def round_dir(self, number: int) -> Path:
+        """Folder of a round's artefacts."""
+        return self.root / "rounds" / f"r{number}"
+
+    def split(self, name: str) -> list[Prompt]:
+        """The run's prompts of one split."""
+        return [p for p in self.prompts.values() if p.split == name]
+
+
+def policy_before(number: int) -> str:
+    """The version that round `number` starts with."""
+    return REFERENCE if number == 1 else f"policy-r{number - 1}"
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype a plan names."""
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

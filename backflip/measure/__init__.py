@@ -1,0 +1,1 @@
+"""Measuring: numbers from answers, readings and utilities. No store, no models."""

@@ -1,0 +1,104 @@
+"""A policy against the untouched model on the same prompts: who wins, what changed, what it cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backflip.stats.bootstrap import Interval, bootstrap_mean, paired_difference, win_rate
+
+Array = NDArray[np.float64]
+
+
+class Side(NamedTuple):
+    """One model's answers, P prompts times G answers each.
+
+    Shapes: utility, proxy, length (P, G); attributes[name] (P, G); logp_ref, kl (P, G): the reference's
+    log-probability of an answer and the answer's KL estimate, both summed over its tokens, in nats;
+    texts: P lists of G. `utility` and `attributes` are None and empty when there is no true utility.
+    """
+
+    utility: Array | None
+    attributes: Mapping[str, Array]
+    proxy: Array
+    length: Array
+    logp_ref: Array
+    kl: Array
+    texts: Sequence[Sequence[str]]
+
+
+def compare(policy: Side, reference: Side, *, seed: int) -> dict[str, Interval]:
+    """Every figure of policy against reference by name, with 95% intervals by bootstrap over prompts.
+
+    `kl` in nats per answer; `reference_nats_added` in nats per token: the reference's negative
+    log-probability per token of the policy's answers minus that of its own; `distinct2_ratio` without
+    a unit: distinct word pairs per word pair, over the reference's.
+    """
+    out = {
+        "kl": _mean(policy.kl, seed),
+        "proxy": _mean(policy.proxy, seed), "proxy_reference": _mean(reference.proxy, seed),
+        "length": _mean(policy.length, seed), "length_reference": _mean(reference.length, seed),
+        "distinct2_ratio": distinct_ratio(policy.texts, reference.texts, 2, seed=seed),
+        "reference_nats_added": nats_added(policy, reference, seed=seed),
+        "proxy_win_rate": win_rate(policy.proxy, reference.proxy, seed),
+    }  # fmt: skip
+    if policy.utility is not None and reference.utility is not None:
+        out["win_rate"] = win_rate(policy.utility, reference.utility, seed)
+        out["utility"] = _mean(policy.utility, seed)
+        out["utility_reference"] = _mean(reference.utility, seed)
+        for name, after in policy.attributes.items():
+            before = reference.attributes[name]
+            out[f"attribute/{name}"] = _mean(after, seed)
+            out[f"attribute_reference/{name}"] = _mean(before, seed)
+            out[f"attribute_gain/{name}"] = paired_difference(after.mean(1), before.mean(1), seed)
+    return out
+
+
+def nats_added(policy: Side, reference: Side, *, seed: int) -> Interval:
+    """How much less likely a token of the policy's answers is to the reference, in nats per token."""
+    after = -policy.logp_ref.sum(1) / policy.length.sum(1)
+    before = -reference.logp_ref.sum(1) / reference.length.sum(1)
+    return paired_difference(after, before, seed)
+
+
+def distinct_ratio(
+    policy: Sequence[Sequence[str]], reference: Sequence[Sequence[str]], n: int, *, seed: int
+) -> Interval:
+    """Distinct n-grams per n-gram over all answers, policy over reference; 1 is as varied as before.
+
+    Both sides are cut to the same number of n-grams, because the share falls with the amount of text.
+    The interval resamples prompts and lets each prompt count once.
+    """
+
+    def share(texts: Sequence[Sequence[str]], rows: Sequence[int], most: int | None = None) -> tuple[float, int]:
+        grams = [g for r in rows for text in texts[r] for g in _grams(text, n)][:most]
+        return (len(set(grams)) / len(grams) if grams else 0.0), len(grams)
+
+    def ratio(rows: Sequence[int]) -> float:
+        most = min(share(policy, rows)[1], share(reference, rows)[1])
+        below = share(reference, rows, most)[0]
+        return share(policy, rows, most)[0] / below if below else 0.0
+
+    rng = np.random.default_rng(seed)
+    half = max(1, len(policy) // 2)
+    draws = [ratio(rng.permutation(len(policy))[:half].tolist()) for _ in range(200)]
+    value = ratio(list(range(len(policy))))
+    spread = float(np.std(draws)) * (half / max(1, len(policy) - half)) ** 0.5 * 1.96
+    return Interval(value, value - spread, value + spread)
+
+
+def largest_share(gains: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Largest part that one attribute has in the gain of utility, counting attributes that rose; 0 if none did."""
+    worth = [max(0.0, weights[name] * gain) for name, gain in gains.items()]
+    return max(worth) / sum(worth) if sum(worth) > 0 else 0.0
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _mean(table: Array, seed: int) -> Interval:
+    """Mean over prompts of a (P, G) table, prompts resampled."""
+    return bootstrap_mean(table.mean(1), seed)

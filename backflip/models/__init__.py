@@ -1,0 +1,1 @@
+"""Models: loading, the forward that samples, scores and trains, adapters, heads, saving."""

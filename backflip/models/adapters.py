@@ -1,0 +1,129 @@
+"""LoRA adapters: plain float32 masters, handed to the forward as an argument.
+
+The adapter's role (policy, reward, value; none is the reference) is decided by whoever calls the
+forward; no model carries one as state.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backflip.core.errors import DataError
+from backflip.core.rng import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Low-rank changes to linear layers: W + scale * B A.
+
+    `a[name]` is (rank, in) and `b[name]` is (out, rank), float32, keyed by the layer's name in the
+    Hugging Face model (without ".weight"). Source: Hu et al. 2021 (arXiv:2106.09685).
+    """
+
+    a: dict[str, Tensor]
+    b: dict[str, Tensor]
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The trainable tensors, in the order of their layers' names, so that a loaded adapter has the same."""
+        for name in sorted(self.a):
+            yield self.a[name]
+            yield self.b[name]
+
+    def delta(self, name: str) -> Tensor:
+        """(out, in) float32 change of one layer's weight."""
+        return self.b[name] @ self.a[name] * self.scale
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors by name in peft's file format, detached."""
+        out: dict[str, Tensor] = {}
+        for name in self.a:
+            out[f"base_model.model.{name}.lora_A.weight"] = self.a[name].detach()
+            out[f"base_model.model.{name}.lora_B.weight"] = self.b[name].detach()
+        return out
+
+
+def new_adapter(
+    shapes: Mapping[str, tuple[int, int]], *, rank: int, alpha: float, seed: int, device: torch.device | str = "cpu"
+) -> Adapter:
+    """A fresh adapter for layers of shape (out, in): A uniform as in peft's default (Kaiming), B zero.
+
+    The change is therefore exactly zero at the start.
+    """
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for name, (out, fan_in) in shapes.items():
+        bound = 1.0 / float(np.sqrt(fan_in))
+        draw = generator(seed, "lora", name).uniform(-bound, bound, (rank, fan_in)).astype(np.float32)
+        a[name] = torch.from_numpy(draw).to(device).requires_grad_()
+        b[name] = torch.zeros(out, rank, device=device, requires_grad=True)
+    return Adapter(a, b, rank, alpha)
+
+
+def adapter_from_state(
+    state: Mapping[str, Tensor], *, rank: int, alpha: float, device: torch.device | str = "cpu"
+) -> Adapter:
+    """The adapter saved by `Adapter.state`.
+
+    Raises: DataError when a tensor is no lora_A or lora_B, or one of the two is missing.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
+    for key, value in state.items():
+        name, _, part = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        if part not in parts:
+            raise DataError(
+                f"The adapter holds {key}, which is no plain LoRA weight.\n"
+                "It may be a DoRA adapter or carry trained embeddings. Give a plain LoRA adapter."
+            )
+        parts[part][name] = value.detach().to(device, torch.float32).clone().requires_grad_()
+    a, b = parts["lora_A"], parts["lora_B"]
+    if a.keys() != b.keys():
+        raise DataError(
+            f"The adapter holds only one half of {min(a.keys() ^ b.keys())}.\n"
+            "The file may be incomplete: save or fetch it again."
+        )
+    return Adapter(a, b, rank, alpha)
+
+
+def adapted_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None, layers: Mapping[str, int]
+) -> Tensor:
+    """x W' with the adapter's change; `layers` are those fused row-wise in `weight`, with their rows.
+
+    Shapes: x (N, in), weight (out, in) -> (N, out). Gradient flows into x and the adapter's tensors.
+    An adapter may change some of the layers only.
+    """
+    y = torch.nn.functional.linear(x, weight, bias)
+    changed = [n for n in layers if adapter is not None and n in adapter.a]
+    if adapter is None or not changed:
+        return y
+    down = torch.nn.functional.linear(x, torch.cat([adapter.a[n] for n in changed]).to(x.dtype))
+    low = dict(zip(changed, down.chunk(len(changed), -1), strict=True))
+    parts = [
+        torch.nn.functional.linear(low[n], (adapter.b[n] * adapter.scale).to(x.dtype))
+        if n in low
+        else y.new_zeros(len(y), rows)
+        for n, rows in layers.items()
+    ]
+    return y + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+
+
+def upper_layers(shapes: Mapping[str, tuple[int, int]], share: float) -> dict[str, tuple[int, int]]:
+    """The linear layers in the top `share` of a model's blocks, by the block's number in the layer's name.
+
+    Layers outside numbered blocks are left out. At least one block is kept.
+    """
+    block = {name: int(found.group(1)) for name in shapes if (found := re.search(r"\.(\d+)\.", name))}
+    count = max(block.values(), default=-1) + 1
+    kept = max(1, round(count * share))
+    return {name: shapes[name] for name, index in block.items() if index >= count - kept}

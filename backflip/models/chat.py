@@ -1,0 +1,75 @@
+"""From a request to tokens and back: chat template, stop tokens, text. Nothing is hard-coded to one model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from backflip.core.errors import DataError
+from backflip.core.records import Prompt
+from backflip.models.load import Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Chat:
+    """The tokenizer's side of a policy.
+
+    `stops` are the ids that end an answer: the end-of-sequence token and whatever the generation config
+    lists. The pad token may be one of them (in SmolLM2 it is): masks are explicit everywhere.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stops: tuple[int, ...]
+    context: int
+    templated: bool
+    """False for a pure language model: prompts are continued as plain text."""
+
+    def encode(self, prompt: Prompt, max_tokens: int = 0) -> list[int]:
+        """Token ids up to where the answer begins.
+
+        Raises: DataError when the prompt is empty, or with `max_tokens` of answer exceeds the model's context.
+        """
+        if self.templated:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt.text}], add_generation_prompt=True, tokenize=False
+            )
+            ids = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+            if self.tokenizer.bos_token_id is not None:
+                ids = [self.tokenizer.bos_token_id, *ids]
+        if not ids:
+            raise DataError(
+                f"Prompt {prompt.id} has no tokens: there is nothing to answer.\nWrite something, or drop it."
+            )
+        if len(ids) + max_tokens > self.context:
+            raise DataError(
+                f"Prompt {prompt.id} has {len(ids)} tokens; with {max_tokens} for the answer it exceeds the model's "
+                f"context of {self.context}.\nShorten the prompt, or lower sampling.max_tokens."
+            )
+        return [int(i) for i in ids]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of an answer without its stop token."""
+        kept = list(tokens)
+        if kept and kept[-1] in self.stops:
+            kept.pop()
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+
+
+def open_chat(loaded: Loaded) -> Chat:
+    """The chat side of a loaded model."""
+    tokenizer = loaded.tokenizer
+    stops = {tokenizer.eos_token_id} | set(_generation_stops(loaded.source))
+    known = tuple(sorted(int(s) for s in stops if s is not None))
+    return Chat(tokenizer, known, loaded.trunk.context, templated=bool(tokenizer.chat_template))
+
+
+def _generation_stops(source: str) -> list[int]:
+    """`eos_token_id` of the generation config of a folder or Hub id, as a list; empty where there is none."""
+    try:
+        eos = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:
+        return []
+    return [] if eos is None else [int(i) for i in np.atleast_1d(eos)]

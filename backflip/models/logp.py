@@ -1,0 +1,63 @@
+"""Log-probabilities of given tokens, in float32, without ever holding the logits of a whole batch."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 256
+"""Rows of logits alive at a time."""
+
+
+class TokenLogp(NamedTuple):
+    """`logp` (N,) of the targets and `entropy` (N,), both in nats, float32. Gradient flows through `logp` only."""
+
+    logp: Tensor
+    entropy: Tensor
+
+
+class _RowLogp(torch.autograd.Function):
+    """d logp / d hidden = (W[target] - E_p[W]) / T, formed in the forward, so that no logits are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    ) -> Any:
+        n = hidden.shape[0]
+        logp = torch.empty(n, dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logp)
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for at in range(0, n, CHUNK):
+            rows = slice(at, at + CHUNK)
+            scores = F.linear(hidden[rows], weight, bias).float().div_(temperature)
+            picked = scores.gather(1, targets[rows, None])[:, 0]
+            total = torch.logsumexp(scores, 1)
+            p = torch.exp(scores - total[:, None])
+            logp[rows] = picked - total
+            entropy[rows] = total - (p * scores).sum(1)
+            if slope is not None:
+                slope[rows] = (weight[targets[rows]] - p.to(weight.dtype) @ weight) / temperature
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (slope,) = ctx.saved_tensors
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None, None
+
+
+def token_logp(
+    hidden: Tensor, head: tuple[Tensor, Tensor | None], targets: Tensor, temperature: float = 1.0
+) -> TokenLogp:
+    """Log-probability of each target under softmax(hidden W' / temperature).
+
+    Shapes: hidden (N, H), targets (N,) int64. The head's weight is taken as constant: no gradient reaches it.
+    Raises: ValueError when a target lies outside the vocabulary.
+    """
+    weight, bias = head
+    if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= weight.shape[0]):
+        raise ValueError(f"targets must lie in 0..{weight.shape[0] - 1}")
+    logp, entropy = _RowLogp.apply(hidden, weight, bias, targets, temperature)  # type: ignore[no-untyped-call]
+    return TokenLogp(logp, entropy)

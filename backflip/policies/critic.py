@@ -1,0 +1,70 @@
+"""The critic: a small network on the reference's hidden states that predicts what an answer will earn.
+
+It shares no weight with the policy, so its errors never pull on the policy, and its inputs come free with
+the reference's forward.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backflip.core.rng import generator
+from backflip.objectives.ppo import value_loss
+
+WIDTH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Critic:
+    """Two layers: tanh(x W1' + b1) W2' + b2 on (hidden state, share of the answer's room used)."""
+
+    parameters: tuple[Tensor, ...]
+
+    def value(self, states: Tensor) -> Tensor:
+        """(B, T) value before each token, in units of reward; states (B, T, H) float32."""
+        w1, b1, w2, b2 = self.parameters
+        scaled = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-6)
+        place = torch.arange(states.shape[1], device=states.device, dtype=states.dtype) / 40.0
+        x = torch.cat([scaled, place[None, :, None].expand(*states.shape[:2], 1)], -1)
+        return (torch.tanh(x @ w1.T + b1) @ w2.T + b2)[..., 0]
+
+
+def new_critic(hidden: int, seed: int, device: torch.device | str = "cpu") -> Critic:
+    """A fresh critic that predicts 0 everywhere."""
+    draw = generator(seed, "critic").standard_normal((WIDTH, hidden + 1)) / (hidden + 1) ** 0.5
+    first = torch.tensor(draw, dtype=torch.float32, device=device)
+    zeros = (torch.zeros(WIDTH, device=device), torch.zeros(1, WIDTH, device=device), torch.zeros(1, device=device))
+    return Critic(tuple(t.requires_grad_() for t in (first, *zeros)))
+
+
+@dataclass(frozen=True, eq=False)
+class CriticBatch:
+    """What a critic learns from: states (B, T, H), its own values before the update, returns and mask (B, T)."""
+
+    states: Tensor
+    value_old: Tensor
+    returns: Tensor
+    mask: Tensor
+
+
+def improve(
+    critic: Critic,
+    optimiser: torch.optim.Optimizer,
+    batch: CriticBatch,
+    *,
+    epochs: int,
+    clip: float,
+    max_norm: float = 1.0,
+) -> float:
+    """Take `epochs` full-batch steps on the clipped value loss; returns the first loss (before any step)."""
+    first = float("nan")
+    for epoch in range(epochs):
+        loss = value_loss(critic.value(batch.states), batch.value_old, batch.returns, batch.mask, clip).loss
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(critic.parameters, max_norm)
+        optimiser.step()
+        if epoch == 0:
+            first = float(loss.detach())
+    return first

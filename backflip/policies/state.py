@@ -1,0 +1,122 @@
+"""The state of a climb, and its checkpoint: adapter, optimisers, critic, KL coefficient, step."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backflip.models.adapters import Adapter, adapter_from_state
+from backflip.policies.critic import Critic, new_critic
+
+ADAM_EPS = 1e-5
+
+
+@dataclass(eq=False)
+class PolicyState:
+    """Everything a climb carries from step to step; changed in place by `climb`."""
+
+    adapter: Adapter
+    optimiser: torch.optim.Adam
+    critic: Critic
+    critic_optimiser: torch.optim.Adam
+    kl_coef: float
+    step: int = 0
+    """Steps taken since the run began."""
+
+    @property
+    def version(self) -> str:
+        """Name of the policy as it stands."""
+        return f"step-{self.step}"
+
+
+def new_state(
+    adapter: Adapter, hidden_size: int, *, learning_rate: float, critic_learning_rate: float, kl_coef: float, seed: int
+) -> PolicyState:
+    """The start of a run, with an adapter that changes nothing yet and a critic that predicts 0."""
+    device = next(adapter.parameters()).device
+    critic = new_critic(hidden_size, seed, device)
+    return PolicyState(
+        adapter,
+        torch.optim.Adam(list(adapter.parameters()), lr=learning_rate, eps=ADAM_EPS),
+        critic,
+        torch.optim.Adam(critic.parameters, lr=critic_learning_rate, eps=ADAM_EPS),
+        kl_coef,
+    )
+
+
+def save_state(state: PolicyState, folder: Path) -> None:
+    """Write a checkpoint; it is there whole or not at all, also when the machine stops midway.
+
+    Raises: OSError or SafetensorError when the disk is full; an earlier checkpoint of the same name is then
+    still there.
+    """
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        tensors = _named(state)
+        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, part / "state.safetensors")
+        facts = {
+            "rank": state.adapter.rank, "alpha": state.adapter.alpha, "kl_coef": state.kl_coef, "step": state.step,
+            "learning_rate": state.optimiser.param_groups[0]["lr"],
+            "critic_learning_rate": state.critic_optimiser.param_groups[0]["lr"],
+        }  # fmt: skip
+        (part / "state.json").write_text(json.dumps(facts))
+        for file in part.iterdir():
+            _sync(file)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.replace(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def load_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:
+    """The checkpoint `save_state` wrote."""
+    facts = json.loads((folder / "state.json").read_text())
+    tensors = load_file(folder / "state.safetensors", device=str(device))
+    adapter = adapter_from_state(
+        {k.removeprefix("policy."): t for k, t in tensors.items() if k.startswith("policy.")},
+        rank=facts["rank"], alpha=facts["alpha"], device=device,
+    )  # fmt: skip
+    critic = Critic(tuple(tensors[f"critic.{i}"].clone().requires_grad_() for i in range(4)))
+    state = PolicyState(
+        adapter,
+        torch.optim.Adam(list(adapter.parameters()), lr=facts["learning_rate"], eps=ADAM_EPS),
+        critic,
+        torch.optim.Adam(critic.parameters, lr=facts["critic_learning_rate"], eps=ADAM_EPS),
+        facts["kl_coef"],
+        facts["step"],
+    )
+    for name, optimiser in (("adam", state.optimiser), ("critic_adam", state.critic_optimiser)):
+        for i, p in enumerate(optimiser.param_groups[0]["params"]):
+            moments = {part: tensors.get(f"{name}.{i}.{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["step"] is not None:
+                optimiser.state[p] = {k: v.clone() for k, v in moments.items() if v is not None}
+    return state
+
+
+def _named(state: PolicyState) -> dict[str, Tensor]:
+    """Every tensor of the state by a unique name."""
+    out = {f"policy.{k}": t for k, t in state.adapter.state().items()}
+    out |= {f"critic.{i}": t for i, t in enumerate(state.critic.parameters)}
+    for name, optimiser in (("adam", state.optimiser), ("critic_adam", state.critic_optimiser)):
+        for i, p in enumerate(optimiser.param_groups[0]["params"]):
+            for part, value in optimiser.state.get(p, {}).items():
+                out[f"{name}.{i}.{part}"] = value
+    return out
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Raters that answer at once, and which pairs raters are shown."""

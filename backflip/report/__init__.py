@@ -1,0 +1,7 @@
+"""One HTML page that tells a stranger what a run has learned, and how far its score can be believed."""
+
+from backflip.report.data import ReportData, as_dict
+from backflip.report.gather import gather
+from backflip.report.page import build_report, write_report
+
+__all__ = ["ReportData", "as_dict", "build_report", "gather", "write_report"]

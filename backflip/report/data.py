@@ -1,0 +1,256 @@
+"""Everything the page shows, as frozen records. Knows neither the store nor HTML."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["together", "unclear", "behind", "parted", "perhaps", "fell"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A measured number and its interval, where one was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """One attribute of the true utility, before (reference) and after (policy)."""
+
+    name: str
+    reference: Estimate | None = None
+    policy: Estimate | None = None
+    gain: Estimate | None = None
+    weight: float | None = None
+    """Its weight in the utility."""
+    share: float | None = None
+    """Its share of the whole gain in utility (weight times gain, over their sum)."""
+
+    @property
+    def risen(self) -> bool:
+        """The interval of the gain lies above 0."""
+        return self.gain is not None and self.gain.low is not None and self.gain.low > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The policy after `round` against the untouched model, on one split of prompts."""
+
+    round: int
+    split: Literal["monitor", "final"]
+    prompts: int
+    """Prompts of that split that both models answered."""
+    win_rate: Estimate | None = None
+    """Share of comparisons won, ties half."""
+    kl: Estimate | None = None
+    """Nats per answer."""
+    utility: Estimate | None = None
+    utility_reference: Estimate | None = None
+    length: Estimate | None = None
+    """Tokens per answer."""
+    length_reference: Estimate | None = None
+    distinct2_ratio: Estimate | None = None
+    """Distinct word pairs, relative to the reference's answers."""
+    nats_added: Estimate | None = None
+    """The reference's surprise per token at the policy's answers, minus that at its own."""
+    attributes: tuple[Attribute, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """The policy after round `number` (0: the untouched model), on the monitor prompts."""
+
+    number: int
+    kl: Estimate | None = None
+    """Nats per answer."""
+    proxy: Estimate | None = None
+    """Score under the newest reward: standard deviations of the untouched model's answers."""
+    proxy_heldout: Estimate | None = None
+    utility: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Where to stop believing the score.
+
+    together: at the last round proxy and true utility both rose. unclear: so they did, but the rise of
+    the true utility lies within its interval. behind: only the true utility rose. parted: after `best`
+    the proxy rose on while the true utility fell. perhaps: the same, but the fall lies within the
+    interval. fell: after `best` neither rose.
+    """
+
+    kind: Kind
+    best: Version
+    """The version of highest true utility."""
+    last: Version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step: its metrics by name (means over the step's rollouts)."""
+
+    round: int
+    tick: int
+    """Step within the round, from 1."""
+    number: int
+    """Step within the run, from 1."""
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One round's reward model: how often it agrees with votes it has not seen."""
+
+    round: int
+    heldout_accuracy: Estimate | None = None
+    train_accuracy: Estimate | None = None
+    agreement: Estimate | None = None
+    """How often two raters of the same pair agree."""
+    heldout_logloss: Estimate | None = None
+    """Nats per vote."""
+    votes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleRate:
+    """How often raters preferred the policy to the untouched model, in a round."""
+
+    round: int
+    win_rate: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaterRow:
+    """One rater's votes that stand (retracted ones left out)."""
+
+    name: str
+    kind: str
+    votes: int
+    ties: int
+    skips: int
+    retracted: int
+    left: float | None
+    """Share of decided votes that went to the answer shown on the left."""
+    latency_s: float | None
+    """Median."""
+    compared: int
+    """Votes of other raters on the same pairs."""
+    agreed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One answer as it is printed. Its text is hostile until escaped."""
+
+    text: str
+    ended: bool
+    length: int
+    utility: float | None = None
+    attributes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """One prompt, answered before and after."""
+
+    prompt: str
+    form: str
+    topic: str
+    reference: Shown
+    policy: Shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Tokens of every answer of one policy."""
+
+    policy: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds a round spent in each of its steps."""
+
+    round: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """True utility of the untouched model's answers, one answer at a time."""
+
+    sd: float
+    """Standard deviation between answers (monitor prompts, or final ones)."""
+    answers: int
+    train_mean: float | None = None
+    """Mean on training prompts: where the steps of the optimiser start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much the run has stored."""
+
+    samples: int
+    pairs: int
+    votes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """A whole run. Empty tuples and None mean "no such data": the page leaves that panel out."""
+
+    task: str
+    base_model: str
+    judged_by: str
+    """Who voted, in words: "simulated raters", "people" ..."""
+    simulated: bool
+    """Some votes, and any true utility, come from a simulation."""
+    counts: Counts
+    rounds_done: int
+    """Rounds whose last step is done."""
+    final: Comparison | None = None
+    monitor: tuple[Comparison, ...] = ()
+    people: tuple[PeopleRate, ...] = ()
+    versions: tuple[Version, ...] = ()
+    verdict: Verdict | None = None
+    baseline: Baseline | None = None
+    steps: tuple[Step, ...] = ()
+    kl_target: float | None = None
+    """Nats per answer that the leash aims at."""
+    fits: tuple[Fit, ...] = ()
+    raters: tuple[RaterRow, ...] = ()
+    side_by_side: tuple[SideBySide, ...] = ()
+    side_by_side_split: str = "final"
+    lengths: tuple[Lengths, ...] = ()
+    timing: tuple[Timing, ...] = ()
+    plan: str = ""
+    seed: str = ""
+    machine: str = ""
+    versions_used: dict[str, str] = field(default_factory=dict)
+    """Library -> version."""
+
+    @property
+    def headline(self) -> Comparison | None:
+        """What the headline speaks of: the final prompts, or the monitor prompts until those are measured."""
+        return self.final or (self.monitor[-1] if self.monitor else None)
+
+
+def as_dict(data: ReportData) -> dict[str, Any]:
+    """The same figures as the page, as plain JSON types. Numbers that are not finite become None."""
+    plain = _plain(asdict(data))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""Rewards: from votes to a scorer that predicts them."""

@@ -1,0 +1,119 @@
+"""The decode loop: prompts in, answers with the log-probability of every token out.
+
+Noise is keyed by (seed, prompt, answer index, position), so an answer does not depend on its batch.
+Sampling is plain: the temperature, no top-k, no top-p. Knows nothing of rewards or rounds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backflip.core.records import Answer, Prompt
+from backflip.core.rng import generator
+from backflip.models.chat import Chat
+from backflip.models.trunk import Trunk
+
+BLOCK = 256
+"""Tokens a block in the two-level inverse of the distribution function."""
+COMPACT_BELOW = 0.75
+"""Finished sequences are dropped from the cache when fewer than this share still run."""
+
+
+class Engine:
+    """A `Sampler` over a trunk with merged weights.
+
+    `fetch(version)` gives the trunk of a policy version; it is called by `load` only.
+    """
+
+    def __init__(self, fetch: Callable[[str], Trunk], chat: Chat, *, batch: int = 64, temperature: float = 1.0) -> None:
+        self.fetch, self.chat, self.batch, self.temperature = fetch, chat, batch, temperature
+        self.trunk: Trunk | None = None
+        self.version = ""
+
+    def load(self, policy: str) -> str:
+        """Take the policy's newest weights; returns their version."""
+        self.trunk, self.version = self.fetch(policy), policy
+        return policy
+
+    def sample(self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int) -> Iterator[list[Answer]]:
+        """Yield batches of answers, each prompt's `n` answers together, prompts in the order given.
+
+        Raises: RuntimeError before `load`; DataError for a prompt longer than the context.
+        """
+        if self.trunk is None:
+            raise RuntimeError("load a policy before sampling")
+        step = max(1, self.batch // n)
+        for at in range(0, len(prompts), step):
+            yield self._batch(self.trunk, prompts[at : at + step], n, seed, max_tokens)
+
+    @torch.inference_mode()
+    def _batch(self, trunk: Trunk, prompts: Sequence[Prompt], n: int, seed: int, max_tokens: int) -> list[Answer]:
+        ids = [self.chat.encode(p, max_tokens) for p in prompts]
+        keys = [(p, i) for p in prompts for i in range(n)]
+        noise = np.stack([generator(seed, "token", p.id, i).random(max_tokens) for p, i in keys])
+        uniform = torch.from_numpy(noise).to(trunk.device)
+        tokens = torch.zeros(len(keys), max_tokens, dtype=torch.long, device=trunk.device)
+        logps = torch.zeros(len(keys), max_tokens, device=trunk.device)
+        lengths = np.full(len(keys), max_tokens)
+        ended = np.zeros(len(keys), dtype=bool)
+        stops = torch.tensor(self.chat.stops, device=trunk.device)
+        running = torch.arange(len(keys), device=trunk.device)  # rows of the cache -> answers
+        decoder, logits = trunk.start(ids, n, max_tokens)
+        alive = torch.ones(len(keys), dtype=torch.bool, device=trunk.device)
+        for t in range(max_tokens):
+            token, logp = draw(logits, uniform[running, t], self.temperature)
+            tokens[running[alive], t], logps[running[alive], t] = token[alive], logp[alive]
+            stopped = alive & torch.isin(token, stops)
+            for row in running[stopped].tolist():
+                lengths[row], ended[row] = t + 1, True
+            alive = alive & ~stopped
+            left = int(alive.sum())
+            if left == 0 or t + 1 == max_tokens:
+                break
+            if left < COMPACT_BELOW * len(running):
+                rows = alive.nonzero()[:, 0]
+                decoder.keep(rows)
+                running, token, alive = running[rows], token[rows], alive[rows]
+            logits = decoder.step(token)
+        return self._answers(keys, tokens, logps, lengths, ended)
+
+    def _answers(
+        self,
+        keys: Sequence[tuple[Prompt, int]],
+        tokens: Tensor,
+        logps: Tensor,
+        lengths: NDArray[np.int64],
+        ended: NDArray[np.bool_],
+    ) -> list[Answer]:
+        table, scores = tokens.cpu().numpy(), logps.cpu().numpy()
+        return [
+            Answer(
+                prompt_id=p.id, index=i, policy=self.version, tokens=table[r, : lengths[r]], logp=scores[r, : lengths[r]],
+                ended=bool(ended[r]), text=self.chat.decode(table[r, : lengths[r]].tolist()),
+            )
+            for r, (p, i) in enumerate(keys)
+        ]  # fmt: skip
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Draw one token a row by inverting the distribution function; returns tokens and log-probabilities.
+
+    Shapes: logits (B, V), uniform (B,) in [0, 1) -> (B,) int64, (B,) float32 in nats. Exact up to float32
+    rounding: first the block of 256 tokens is found, then the token in it.
+    """
+    scores = logits.float() / temperature
+    logp = torch.log_softmax(scores, 1)
+    rows, vocabulary = logp.shape
+    p = torch.nn.functional.pad(logp.exp(), (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    mass = p.sum(2, dtype=torch.float64)
+    cumulative = mass.cumsum(1)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, target, right=True).clamp_(max=mass.shape[1] - 1)
+    rest = target - (cumulative.gather(1, block) - mass.gather(1, block))
+    inner = p[torch.arange(rows, device=p.device), block[:, 0]].double().cumsum(1)
+    inside = torch.searchsorted(inner, rest, right=True).clamp_(max=BLOCK - 1)
+    token = (block * BLOCK + inside)[:, 0].clamp_(max=vocabulary - 1)
+    return token, logp.gather(1, token[:, None])[:, 0]

@@ -1,0 +1,141 @@
+"""Read given answers with a model: log-probabilities and features, each prompt computed once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from backflip.core.records import Answer, Prompt
+from backflip.models.adapters import Adapter
+from backflip.models.chat import Chat
+from backflip.models.logp import token_logp
+from backflip.models.packed import Packed, pack
+from backflip.models.trunk import Trunk
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a model makes of B answers, in the order they were given.
+
+    Shapes: mask, logp, entropy (B, T), logp and entropy in nats, 0 where masked; pooled[layer] (B, H)
+    float32, the mean over an answer's tokens of the hidden states after that many layers; last (B, H)
+    float32, the final hidden state at its last token; states (B, T, H) float32, the final hidden state
+    *before* each token, or None when not asked for.
+    """
+
+    mask: Tensor
+    logp: Tensor
+    entropy: Tensor
+    pooled: dict[int, Tensor]
+    last: Tensor
+    states: Tensor | None
+
+
+def middle_layer(layers: int) -> int:
+    """The layer whose mean over an answer serves the reward: the middle one."""
+    return max(1, layers // 2)
+
+
+def answer_batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` answers."""
+    for at in range(0, count, size):
+        yield slice(at, min(at + size, count))
+
+
+def pack_answers(chat: Chat, prompts: Sequence[Prompt], answers: Sequence[Answer], device: torch.device) -> Packed:
+    """Pack `answers` (B) with `prompts` (B, one per answer; repeats are stored once)."""
+    index: dict[str, int] = {}
+    ids: list[list[int]] = []
+    for p in prompts:
+        if p.id not in index:
+            index[p.id] = len(ids)
+            ids.append(chat.encode(p))
+    return pack(ids, [a.tokens.tolist() for a in answers], [index[p.id] for p in prompts], device)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """One trunk and its chat side; every read names the adapter, None for the reference."""
+
+    trunk: Trunk
+    chat: Chat
+    micro: int = 32
+    """Answers per forward."""
+    temperature: float = 1.0
+    """Logits are divided by it, as they were when the answers were sampled."""
+    recent: dict[tuple[int, ...], tuple[Sequence[Answer], "Reading"]] = field(default_factory=dict)
+    """The last reading by the reference, so that reward, critic and KL share one forward."""
+
+    def reference(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Reading:
+        """Read with the untouched model, keeping the middle layer and the states; the last call is remembered."""
+        key = tuple(id(a) for a in answers)
+        if key not in self.recent:
+            reading = self.read(prompts, answers, None, layers=(middle_layer(self.trunk.layers),), states=True)
+            self.recent.clear()
+            self.recent[key] = (list(answers), reading)  # the answers are held, so that no id is used again
+        return self.recent[key][1]
+
+    @torch.no_grad()
+    def read(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Answer],
+        adapter: Adapter | None = None,
+        *,
+        layers: Sequence[int] = (),
+        states: bool = False,
+    ) -> Reading:
+        """Read B answers to B prompts (one per answer). Raises: ValueError when there are none or one is empty."""
+        if not answers or any(len(a.tokens) == 0 for a in answers):
+            raise ValueError("nothing to read: every answer needs at least one token")
+        width = max(len(a.tokens) for a in answers)
+        parts = [
+            self._part(prompts[s], answers[s], adapter, layers, states)
+            for s in answer_batches(len(answers), self.micro)
+        ]
+
+        def join(name: str) -> Tensor:
+            return torch.cat([_widen(getattr(p, name), width) for p in parts])
+
+        return Reading(
+            mask=join("mask"), logp=join("logp"), entropy=join("entropy"),
+            pooled={k: torch.cat([p.pooled[k] for p in parts]) for k in layers},
+            last=torch.cat([p.last for p in parts]), states=join("states") if states else None,
+        )  # fmt: skip
+
+    def _part(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Answer],
+        adapter: Adapter | None,
+        layers: Sequence[int],
+        states: bool,
+    ) -> Reading:
+        batch = pack_answers(self.chat, prompts, answers, self.trunk.device)
+        hidden = self.trunk.hidden(batch, adapter, keep=layers)
+        mask = batch.answer_mask
+        rows = hidden.final[batch.predict_rows[mask]]
+        logp, entropy = self.of_rows(rows, batch)
+        count = mask.sum(1, keepdim=True)
+        pooled = {k: ((h[batch.answer_rows].float() * mask[..., None]).sum(1) / count) for k, h in hidden.kept.items()}
+        full = hidden.final[batch.predict_rows].float() * mask[..., None] if states else None
+        return Reading(mask, logp, entropy, pooled, hidden.final[batch.last_rows].float(), full)
+
+    def of_rows(self, rows: Tensor, batch: Packed) -> tuple[Tensor, Tensor]:
+        """(B, T) log-probabilities and entropies from the hidden states `rows` of the unmasked answer tokens.
+
+        Gradient flows into `rows` through the log-probabilities.
+        """
+        mask = batch.answer_mask
+        out = token_logp(rows, self.trunk.head(), batch.ids[batch.answer_rows[mask]], self.temperature)
+        zeros = torch.zeros(mask.shape, device=mask.device)
+        return zeros.masked_scatter(mask, out.logp), zeros.masked_scatter(mask, out.entropy)
+
+
+def _widen(x: Tensor, width: int) -> Tensor:
+    """Pad dimension 1 to `width` with zeros (False)."""
+    short = width - x.shape[1]
+    if short == 0:
+        return x
+    return torch.cat([x, x.new_zeros(x.shape[0], short, *x.shape[2:])], 1)

@@ -1,0 +1,198 @@
+"""The tables as the code sees them today. `migrations/` holds how they came to be; a test keeps the two equal.
+
+A column bears the name of the record's field, so that a row is a record spelt differently.
+What is known about a rater as a person gets a table of its own one day, keyed by `raters.id`.
+"""
+
+import math
+import re
+from typing import Any, final
+
+import sqlalchemy as sa
+
+_UNSTORABLE = re.compile("[\x00\x1a\ud800-\udfff]")
+_ESCAPED = re.compile("\x1a([0-9a-f]{4})")
+
+
+@final
+class AnyText(sa.types.TypeDecorator[str]):
+    """Any Python string. NUL (PostgreSQL) and lone surrogates (UTF-8) cannot be stored: they are
+    written as U+001A and four hex digits, and read back as they were.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Escape what cannot be stored."""
+        if value is None:
+            return None
+        return _UNSTORABLE.sub(lambda m: f"\x1a{ord(m[0]):04x}", value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Undo the escape."""
+        if value is None or "\x1a" not in value:
+            return value
+        return _ESCAPED.sub(lambda m: chr(int(m[1], 16)), value)
+
+
+@final
+class Measured(sa.types.TypeDecorator[float]):
+    """A float64 that may be NaN; stored as NULL, since SQLite knows no NaN."""
+
+    impl = sa.Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        """NaN becomes NULL."""
+        return None if value is None or math.isnan(value) else float(value)
+
+    def process_result_value(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        """NULL becomes NaN."""
+        return math.nan if value is None else value
+
+
+_TEXT = AnyText().with_variant(AnyText(collation="C"), "postgresql")
+"""Sorted by code point on both dialects, whatever the server's language."""
+
+metadata = sa.MetaData()
+
+
+def _text(name: str, *more: Any, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, _TEXT, *more, **{"nullable": False, **options})
+
+
+def _integer(name: str, **options: Any) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, **{"nullable": False, **options})
+
+
+def _place() -> sa.Column[int]:
+    """Order of arrival, for tables whose order means something to people."""
+    return sa.Column("place", sa.Integer, primary_key=True, autoincrement=True)
+
+
+prompts = sa.Table(
+    "prompts",
+    metadata,
+    _place(),
+    _text("id", unique=True),
+    _text("split"),
+    _text("text"),
+    _text("topic"),
+    _text("form"),
+)
+
+raters = sa.Table(
+    "raters",
+    metadata,
+    _place(),
+    _text("id", unique=True),
+    _text("kind"),
+    _text("name"),
+)
+
+rounds = sa.Table(
+    "rounds",
+    metadata,
+    _integer("number", primary_key=True, autoincrement=False),
+    _text("policy"),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("watermark", sa.BigInteger),
+)
+
+steps = sa.Table(
+    "steps",
+    metadata,
+    sa.Column("round", sa.ForeignKey("rounds.number"), primary_key=True),
+    _text("step", primary_key=True),
+    sa.Column("seconds", sa.Double, nullable=False),
+)
+
+samples = sa.Table(
+    "samples",
+    metadata,
+    _text("id", primary_key=True),
+    _integer("round"),
+    _text("purpose"),
+    _text("prompt_id", sa.ForeignKey("prompts.id")),
+    _text("policy"),
+    _integer("index"),
+    _text("text"),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    _integer("length"),
+    _text("artefact"),
+    _integer("row"),
+    sa.Index("samples_by_round", "round", "purpose"),
+)
+
+pairs = sa.Table(
+    "pairs",
+    metadata,
+    _text("id", primary_key=True),
+    _integer("round"),
+    _text("stream"),
+    _text("prompt_id", sa.ForeignKey("prompts.id")),
+    _text("sample_a", sa.ForeignKey("samples.id")),
+    _text("sample_b", sa.ForeignKey("samples.id")),
+    _text("policy"),
+    sa.Column("probability", sa.Double, nullable=False),
+    _integer("raters_wanted"),
+    sa.Index("pairs_by_round", "round", "stream"),
+)
+
+votes = sa.Table(
+    "votes",
+    metadata,
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("key", unique=True),
+    _text("pair_id", sa.ForeignKey("pairs.id")),
+    _text("rater_id", sa.ForeignKey("raters.id")),
+    _text("choice"),
+    _text("shown"),
+    sa.Column("latency_s", sa.Double, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("strength", sa.Integer),
+    _text("reason"),
+    _text("retracts", sa.ForeignKey("votes.key"), unique=True, nullable=True),
+    sa.Index("votes_by_pair", "pair_id"),
+    sa.Index("votes_by_rater", "rater_id"),
+)
+"""Append-only: triggers refuse UPDATE and DELETE."""
+
+counters = sa.Table(
+    "counters",
+    metadata,
+    _text("name", primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+"""Row "votes" holds the `seq` of the newest vote. Who locks it is alone in casting until the commit."""
+
+models = sa.Table(
+    "models",
+    metadata,
+    _place(),
+    _text("id", unique=True),
+    _text("kind"),
+    _integer("round"),
+    _text("parent", nullable=True),
+    _text("path"),
+)
+
+metrics = sa.Table(
+    "metrics",
+    metadata,
+    _integer("round", primary_key=True, autoincrement=False),
+    _text("step", primary_key=True),
+    _integer("tick", primary_key=True, autoincrement=False),
+    _text("name", primary_key=True),
+    sa.Column("value", Measured),
+    sa.Column("low", sa.Double),
+    sa.Column("high", sa.Double),
+)
+
+notes = sa.Table(
+    "notes",
+    metadata,
+    _text("key", primary_key=True),
+    _text("value"),
+)
