@@ -3,6 +3,7 @@
 Run by itself, it prints every committed result.
 """
 
+import hashlib
 import json
 import operator
 import os
@@ -67,16 +68,16 @@ class Row:
 def part(name: str, key: str, quick: bool, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """What `make` returned (as JSON) for part `key` of a benchmark; taken from the disk when it is there.
 
-    It is made again when `settings` or the commit differ from those it was made with.
+    It is made again when `settings` or the package's code differ from those it was made with.
     """
     file = raw_file(name, key, quick)
-    made_with = {"commit": commit(), "settings": json.loads(json.dumps(settings))}
+    made_with = {"code": code(), "settings": json.loads(json.dumps(settings))}
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if all(kept[k] == v for k, v in made_with.items()):
             return kept["result"]
     result = json.loads(json.dumps(make()))
-    _write(file, {**made_with, "machine": machine(), "result": result})
+    _write(file, {**made_with, "commit": commit(), "machine": machine(), "result": result})
     return result
 
 
@@ -133,6 +134,14 @@ def commit() -> str:
     if not head:
         return "unknown"
     return head + ("+changes" if _git("status", "--porcelain", "-uno", "--", ".", ":!bench/results") else "")
+
+
+def code() -> str:
+    """Hash of the package's Python files as they stand, committed or not."""
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted((ROOT / "backflip").rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`backflip demo`: the whole loop, with nothing to set."""
 
 from pathlib import Path
+from typing import Any
 
 from backflip.cli.progress import watching
 from backflip.cli.report import print_report, write_run_report
@@ -16,7 +17,7 @@ def demo(dir: Folder = None, seed: Seed = None, rounds: Rounds = None, as_json: 
     print_report(root, write_run_report(root), as_json=as_json)
 
 
-def _start(folder: Path | None, changes: dict[str, int]) -> Path:
+def _start(folder: Path | None, changes: dict[str, Any]) -> Path:
     """The folder of a new demo, or of the one to carry on."""
     from backflip.cycle.plan import Plan
     from backflip.cycle.run import PLAN, new_folder, start_run

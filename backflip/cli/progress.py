@@ -135,4 +135,4 @@ class PlainWatcher:
 
     def say(self, line: str) -> None:
         """See `Watcher.say`."""
-        print(line, file=self.stream, flush=True)  # noqa: T201
+        print(line, file=self.stream, flush=True)

@@ -8,9 +8,9 @@ import typer
 
 from backflip.cli.progress import watching
 from backflip.cli.report import print_report, write_run_report
-from backflip.cli.terminal import AsJson, Stopped, err, run_folder
+from backflip.cli.terminal import AsJson, Stopped, run_folder
 from backflip.core.config import Unfit
-from backflip.core.errors import BackflipError, ConfigError
+from backflip.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from backflip.cycle.plan import Plan

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from backflip.stats.bootstrap import Interval, bootstrap_mean, paired_difference, win_rate
 
 Array = NDArray[np.float64]
+Gram = tuple[str, ...]
 
 
 class Side(NamedTuple):
@@ -67,25 +68,29 @@ def distinct_ratio(
 ) -> Interval:
     """Distinct n-grams per n-gram over all answers, policy over reference; 1 is as varied as before.
 
-    Both sides are cut to the same number of n-grams, because the share falls with the amount of text.
-    The interval resamples prompts and lets each prompt count once.
+    The n-th answer of one meets the n-th answer of the other to the same prompt, and both are cut to the
+    shorter one's n-grams, because the share falls with the amount of text. The interval comes from half-samples
+    of the prompts.
     """
-
-    def share(texts: Sequence[Sequence[str]], rows: Sequence[int], most: int | None = None) -> tuple[float, int]:
-        grams = [g for r in rows for text in texts[r] for g in _grams(text, n)][:most]
-        return (len(set(grams)) / len(grams) if grams else 0.0), len(grams)
+    cut = [
+        [(x[: min(len(x), len(y))], y[: min(len(x), len(y))]) for x, y in _duels(after, before, n)]
+        for after, before in zip(policy, reference, strict=True)
+    ]
 
     def ratio(rows: Sequence[int]) -> float:
-        most = min(share(policy, rows)[1], share(reference, rows)[1])
-        below = share(reference, rows, most)[0]
-        return share(policy, rows, most)[0] / below if below else 0.0
+        after, before = ([g for r in rows for duel in cut[r] for g in duel[k]] for k in (0, 1))
+        return len(set(after)) / len(set(before)) if before else 1.0
 
     rng = np.random.default_rng(seed)
-    half = max(1, len(policy) // 2)
-    draws = [ratio(rng.permutation(len(policy))[:half].tolist()) for _ in range(200)]
-    value = ratio(list(range(len(policy))))
-    spread = float(np.std(draws)) * (half / max(1, len(policy) - half)) ** 0.5 * 1.96
+    half = max(1, len(cut) // 2)
+    draws = [ratio(rng.permutation(len(cut))[:half].tolist()) for _ in range(200)]
+    value = ratio(range(len(cut)))
+    spread = 1.96 * float(np.std(draws)) * (half / len(cut)) ** 0.5
     return Interval(value, value - spread, value + spread)
+
+
+def _duels(after: Sequence[str], before: Sequence[str], n: int) -> list[tuple[list[Gram], list[Gram]]]:
+    return [(_grams(x, n), _grams(y, n)) for x, y in zip(after, before, strict=True)]
 
 
 def largest_share(gains: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -94,7 +99,7 @@ def largest_share(gains: Mapping[str, float], weights: Mapping[str, float]) -> f
     return max(worth) / sum(worth) if sum(worth) > 0 else 0.0
 
 
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+def _grams(text: str, n: int) -> list[Gram]:
     words = text.lower().split()
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 

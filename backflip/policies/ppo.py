@@ -31,7 +31,7 @@ from backflip.sampling.score import Reader, Reading, answer_batches, pack_answer
 class PPO:
     """How one round optimises the policy."""
 
-    steps: int = 10
+    steps: int = 8
     """Sample-and-update steps a round."""
     prompts: int = 8
     """Prompts per step."""
