@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from table import ROOT, Row, part, raw_file, relative, write_results
+from table import ROOT, Row, code, part, raw_file, relative, write_results
 
 from backflip.cycle.measure import load_readings, readings_path, side
 from backflip.cycle.plan import Model, Plan, read_plan
@@ -52,16 +52,16 @@ def plan_of(seed: int, quick: bool, threads: int) -> Plan:
 
 def one_run(seed: int, quick: bool, threads: int) -> dict[str, Any]:
     """Run one seed in a process of its own; its time, its peak memory and the tables of its final answers."""
-    root = OUT / f"demo-{'quick-' if quick else ''}s{seed}-t{threads}"
+    root = OUT / f"demo-{code()}-{'quick-' if quick else ''}s{seed}-t{threads}"
     plan = plan_of(seed, quick, threads)
     whole = not root.exists()
     start_run(root, plan)
-    code = (
+    script = (
         "import sys; from pathlib import Path; from backflip.cycle.run import run_rounds; run_rounds(Path(sys.argv[1]))"
     )
     began = time.time()
     threads_env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    process = subprocess.Popen([sys.executable, "-c", code, str(root)], env=os.environ | threads_env)
+    process = subprocess.Popen([sys.executable, "-c", script, str(root)], env=os.environ | threads_env)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"the run of seed {seed} failed; see {root}")
@@ -70,7 +70,7 @@ def one_run(seed: int, quick: bool, threads: int) -> dict[str, Any]:
         "tables": {k: to_json(s) for k, s in zip(SIDES, final_sides(root), strict=True)},
         "seconds": time.time() - began if whole else None,
         "first_vote_s": first - began if whole else None,
-        "peak_gb": usage.ru_maxrss / 1024**2 * 1.024,
+        "peak_gb": usage.ru_maxrss * 1024 / 1e9,
         "steps_s": round_seconds(root),
     }
 
@@ -148,6 +148,8 @@ def rows_of(parts: list[dict[str, Any]], seeds: list[int], quick: bool, timed: b
             "low > 0.5",
         )
     add("kl nats", pooled(lambda p, r: p.kl.mean(1)), "nats per answer", "<= 10")
+    worst = max((bootstrap_mean(p.kl.mean(1), 0) for p, _ in pairs), key=lambda i: i.value)
+    add("kl nats, the seed furthest away", worst, "nats per answer", "<= 10")
     gains = {n: attribute_gain(pairs, n) for n in pairs[0][0].attributes}
     for name, gain in gains.items():
         add(f"gain of {name}", gain, "0 to 1", "")

@@ -61,6 +61,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama in Hugging Face format: 2 layers, 32 wide, 60 words."""
-    from tiny import save_model
+    from tiny_run import save_model
 
     return save_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -1,124 +1,157 @@
-"""A random Llama with a vocabulary of 60 words, and runs small enough to finish in seconds."""
+"""Tiny random models, a word-level tokenizer and a chat for tests: seeded, float32, no network."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from backflip.core.records import Prompt
-from backflip.cycle.plan import Measure, Model, Plan, Rate, Sampling, TaskPlan
-from backflip.cycle.run import start_run
-from backflip.models.chat import open_chat
-from backflip.models.load import load_model
-from backflip.policies.ppo import PPO, Tools
-from backflip.policies.state import PolicyState
-from backflip.rewards.fit import Fit
-from backflip.sampling.engine import Engine
-from backflip.sampling.score import Reader
-
-SPECIAL = ["<unk>", "<end>", "<user>", "<bot>"]
-WORDS = """a and are as at bad be best big bird blue bread cake cat cold day dog for garden good great hot house i in is
-it joy kind lake love my new night of old on one rain red sad sea snow sun tea the to tree we with you , . !""".split()
-TEMPLATE = (
-    "{% for m in messages %}<user> {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
-TOPICS = ["sun", "sea", "tea", "rain", "snow", "cat", "dog", "bread", "cake", "garden", "lake", "bird"]
+
+from backflip.core.records import Answer, Prompt
+from backflip.models.adapters import Adapter, new_adapter
+from backflip.models.chat import Chat
+from backflip.models.generic import Generic
+from backflip.models.llama import Llama, from_state
+from backflip.models.trunk import Trunk
+
+VOCABULARY = 300  # more than one block of the sampler, and no multiple of it
+UNK, BOS, EOS, USER, ASSISTANT, STOP = range(6)
+SPECIAL = ["<unk>", "<bos>", "<eos>", "<user>", "<assistant>", "<stop>"]
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ '<user> ' if m['role'] == 'user' else '<assistant> ' }}{{ m['content'] }} <eos> "
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+OWN = ("llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3")
 
 
-def save_model(folder: Path, *, template: bool = True, context: int = 64, **changes: Any) -> Path:
-    """A random model and its tokenizer as a Hugging Face folder. The pad token is the end-of-turn token."""
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    raw = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        unk_token="<unk>",
-        eos_token="<end>",
-        pad_token="<end>",
-        additional_special_tokens=["<user>", "<bot>"],
+def hf_model(family: str, *, layers: int = 3, vocabulary: int = VOCABULARY, **more: Any) -> PreTrainedModel:
+    """A random model whose weights are large enough for its probabilities to differ."""
+    torch.manual_seed(0)
+    if family == "gpt2":
+        small = {"n_embd": 32, "n_layer": layers, "n_head": 4, "vocab_size": vocabulary, "n_positions": 64}
+        model: PreTrainedModel = GPT2LMHeadModel(GPT2Config(**small | more))
+    else:
+        shape: dict[str, Any] = {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": vocabulary, "max_position_embeddings": 64,
+        }  # fmt: skip
+        model = {
+            "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape | more)),
+            "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**shape | {"tie_word_embeddings": True} | more)),
+            "llama3-rope": lambda: LlamaForCausalLM(LlamaConfig(**shape | {"rope_parameters": LLAMA3} | more)),
+            "mistral": lambda: MistralForCausalLM(MistralConfig(**shape | {"sliding_window": None} | more)),
+            "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape | more)),
+            "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape | {"head_dim": 12} | more)),
+        }[family]()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn_like(p) * 0.3 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return model.eval()
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def llama_of(hf: PreTrainedModel) -> Llama:
+    """Our forward over a Hugging Face model's weights."""
+    return from_state(hf.config, hf.state_dict(), torch.float32, "cpu")
+
+
+def trunk_of(family: str, **more: Any) -> tuple[Trunk, PreTrainedModel]:
+    """The trunk for a family, and the oracle with the same weights."""
+    hf = hf_model(family, **more)
+    return (llama_of(hf) if family in OWN else Generic(hf_model(family, **more))), hf
+
+
+def tokenizer(*, template: bool = True, bos: bool = True, pad: str | None = "<eos>") -> PreTrainedTokenizerFast:
+    """Words w6 ... w299 and six special tokens; the pad token is the end-of-turn token."""
+    words = {w: i for i, w in enumerate(SPECIAL)} | {f"w{i}": i for i in range(len(SPECIAL), VOCABULARY)}
+    core = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    names = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": pad} | ({"bos_token": "<bos>"} if bos else {})
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        additional_special_tokens=["<user>", "<assistant>", "<stop>"],
+        clean_up_tokenization_spaces=False,
+        **names,
     )
     if template:
-        tokenizer.chat_template = TEMPLATE
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=1,
-        tie_word_embeddings=False,
-        **changes,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+        out.chat_template = TEMPLATE
+    return out
 
 
-def requests(split: str, count: int, ids: str = "{split}-{n}") -> list[Prompt]:
-    """Up to 24 short requests of one split, in the model's vocabulary; no two alike across splits."""
-    opening = {"train": "one {} for my {}", "monitor": "is the {} as good as the {}", "final": "we love {} and {}"}
-    pairs = [(a, b) for k in (1, 5) for a, b in zip(TOPICS, TOPICS[k:] + TOPICS[:k], strict=True)][:count]
-    return [
-        Prompt(id=ids.format(split=split, n=count - n), split=split, text=opening[split].format(a, b), topic=f"{a} {b}")  # type: ignore[arg-type]
-        for n, (a, b) in enumerate(pairs)
-    ]
+def chat(*, stops: Sequence[int] = (EOS, STOP), context: int = 64, **more: Any) -> Chat:
+    """The chat side of a tiny model."""
+    tok = tokenizer(**more)
+    return Chat(tok, tuple(stops), context, templated=bool(tok.chat_template))
 
 
-def save_prompts(file: Path, prompts: list[Prompt]) -> Path:
-    """Prompts as a file that `task.prompts` can name."""
-    rows = [{"id": p.id, "split": p.split, "prompt": p.text, "topic": p.topic, "form": p.form} for p in prompts]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+def prompt(id: str, text: str) -> Prompt:
+    """A training prompt."""
+    return Prompt(id=id, split="train", text=text)
 
 
-def plan_of(model: Path, prompts: Path, **changes: Any) -> Plan:
-    """A plan of two rounds that takes about two seconds."""
-    keys: dict[str, Any] = {
-        "rounds": 2,
-        "seed": 3,
-        "model": Model(name=str(model), dtype="float32", device="cpu", threads=1),
-        "task": TaskPlan(prompts=str(prompts)),
-        "sampling": Sampling(answers=3, max_tokens=8, batch=9),
-        "rate": Rate(pairs=20, held_out=6),
-        "fit": Fit(prior=(10.0, 100.0), folds=2),
-        "ppo": PPO(steps=2, prompts=4, answers=4, rank=4, alpha=8.0, learning_rate=5e-3, micro=6, kl_coef=0.1),
-        "measure": Measure(monitor_prompts=4, monitor_answers=2, final_prompts=4, final_answers=2),
-    }
-    return Plan(**(keys | changes))
+def answer(prompt_id: str, tokens: Sequence[int], index: int = 0) -> Answer:
+    """An answer nobody sampled: its log-probabilities are 0."""
+    return Answer(
+        prompt_id=prompt_id, index=index, policy="p", tokens=np.array(tokens, dtype=np.int64),
+        logp=np.zeros(len(tokens), dtype=np.float32), ended=tokens[-1] in (EOS, STOP), text="",
+    )  # fmt: skip
 
 
-def new_run(root: Path, model: Path, **changes: Any) -> Path:
-    """The folder of a run that has not begun."""
-    root.mkdir(parents=True, exist_ok=True)
-    asked = [p for split, n in (("train", 12), ("monitor", 6), ("final", 5)) for p in requests(split, n)]
-    start_run(root, plan_of(model, save_prompts(root / "prompts.jsonl", asked), **changes))
-    return root
+RAGGED = [prompt("short", "w9"), prompt("long", "w9 w10 w11 w12 w13 w14"), prompt("middle", "w20 w8 w21")]
+ASKED = [RAGGED[0], RAGGED[1], RAGGED[1], RAGGED[2], RAGGED[0], RAGGED[1]]
+ANSWERS = [
+    answer("short", [30, 31, EOS]),
+    answer("long", [EOS]),  # nothing but the end of the turn, which is the pad token
+    answer("long", [STOP, 40, EOS, EOS, 41, UNK, 42], 1),  # stop tokens first and in the middle
+    answer("middle", [50, 51, 52, 53, 54]),  # cut short
+    answer("short", [60], 1),
+    answer("long", [299, 298, STOP], 2),
+]
+"""Ragged prompts out of order, several answers to some, stop tokens in odd places, pad = end of turn."""
 
 
-class Bench:
-    """Everything a climb needs on a tiny model, with a scorer of one's own."""
+def trained(trunk: Trunk, seed: int = 1, size: float = 0.2, rank: int = 3) -> Adapter:
+    """An adapter that changes something: B is random too."""
+    adapter = new_adapter(trunk.linear_shapes(), rank=rank, alpha=6.0, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for b in adapter.b.values():
+            b.copy_(torch.randn(b.shape, generator=draw) * size)
+    return adapter
 
-    def __init__(self, model: Path, scorer: Any, *, temperature: float = 1.0, micro: int = 32) -> None:
-        self.loaded = load_model(str(model), dtype=torch.float32)
-        self.chat = open_chat(self.loaded)
-        self.state: PolicyState | None = None
-        self.reader = Reader(self.loaded.trunk, self.chat, micro=micro, temperature=temperature)
-        self.engine = Engine(lambda _: self.merged(), self.chat, batch=64, temperature=temperature)
-        self.tools = Tools(self.engine, self.reader, scorer, requests("train", 8))
 
-    def merged(self) -> Any:
-        """The policy as it stands, ready to sample."""
-        return self.loaded.trunk.merged(self.state.adapter if self.state is not None else None)
+def oracle_logits(hf: PreTrainedModel, text: Sequence[int]) -> torch.Tensor:
+    """(T, V) logits of one sequence, alone and unpadded."""
+    with torch.no_grad():
+        out: torch.Tensor = hf(input_ids=torch.tensor([list(text)])).logits[0]
+    return out
+
+
+def oracle_logp(
+    hf: PreTrainedModel, before: Sequence[int], tokens: Sequence[int], temperature: float = 1.0
+) -> torch.Tensor:
+    """(T,) log-probabilities of `tokens` after `before` by a plain Hugging Face forward."""
+    logits = oracle_logits(hf, [*before, *tokens])[len(before) - 1 : -1]
+    return torch.log_softmax(logits / temperature, 1).gather(1, torch.tensor(list(tokens))[:, None])[:, 0]

@@ -1,5 +1,6 @@
 """`backflip chat`: talk to what a run has made."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,7 +47,7 @@ def _converse(talk: "Talk") -> None:
     err(f"{talk.version}: answers of at most {talk.max_tokens} tokens. Each request stands alone; Ctrl-D ends.")
     while True:
         try:
-            line = input("> ").strip()
+            line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             err("")
             return

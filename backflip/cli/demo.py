@@ -5,7 +5,7 @@ from typing import Any
 
 from backflip.cli.progress import watching
 from backflip.cli.report import print_report, write_run_report
-from backflip.cli.run import Folder, Rounds, Seed, carry_on
+from backflip.cli.run import Folder, Rounds, Seed, carry_on, make_run
 from backflip.cli.terminal import AsJson
 
 
@@ -20,9 +20,9 @@ def demo(dir: Folder = None, seed: Seed = None, rounds: Rounds = None, as_json: 
 def _start(folder: Path | None, changes: dict[str, Any]) -> Path:
     """The folder of a new demo, or of the one to carry on."""
     from backflip.cycle.plan import Plan
-    from backflip.cycle.run import PLAN, new_folder, start_run
+    from backflip.cycle.run import PLAN, new_folder
 
     root = folder or new_folder("demo")
     if changes or not (root / PLAN).is_file():
-        start_run(root, Plan(**changes))
+        make_run(root, Plan(**changes))
     return root

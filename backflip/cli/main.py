@@ -56,7 +56,7 @@ def main() -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        app(prog_name="backflip")
     except (Paused, Stopped) as e:
         err(str(e))
         return e.exit_code

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -73,7 +74,7 @@ class LiveWatcher:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.now = console, clock
         self.work: Work | None = None
-        self.spinner = Spinner("dots", "starting")
+        self.spinner = Spinner("dots")
 
     def begin(self, what: str, total: int) -> None:
         """See `Watcher.begin`."""
@@ -91,8 +92,7 @@ class LiveWatcher:
     def draw(self) -> RenderableType:
         """The work as two lines: what and its note, then the bar with its times."""
         if self.work is None:
-            return self.spinner
-        self.spinner.update(text="")
+            return Columns([self.spinner, "starting"])
         work, now = self.work, self.now()
         head = Text(work.what, style="bold", no_wrap=True, overflow="ellipsis")
         if work.note:

@@ -27,6 +27,7 @@ def report(dir: RunFolder = None, as_json: AsJson = False) -> None:
 def write_run_report(root: Path) -> "ReportData":
     """Write the report of the run in `root` and return its figures. Raises: BackflipError when it has not begun."""
     from backflip.core.records import Judged, Prompt, Sample
+    from backflip.cycle.artefacts import disk_error
     from backflip.cycle.plan import read_plan
     from backflip.cycle.run import DATABASE, PLAN
     from backflip.report import gather, write_report
@@ -45,7 +46,10 @@ def write_run_report(root: Path) -> "ReportData":
 
     with open_store(root / DATABASE) as store:
         data = gather(store, judge=judge, kl_target=plan.ppo.kl_target)
-    write_report(root / PAGE, data)
+    try:
+        write_report(root / PAGE, data)
+    except OSError as e:
+        raise disk_error(root / PAGE, e) from e
     return data
 
 

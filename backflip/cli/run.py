@@ -59,7 +59,7 @@ def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> P
     """The folder of the run that is meant, made if it is new."""
     from backflip.cycle.overview import unfinished_run
     from backflip.cycle.plan import Plan, read_plan
-    from backflip.cycle.run import PLAN, new_folder, start_run
+    from backflip.cycle.run import PLAN, new_folder
 
     if file is None and not changes:
         return run_folder(folder)
@@ -68,8 +68,18 @@ def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> P
     plan = _changed(plan, changes)
     name = file.stem if file else "run"
     root = folder or unfinished_run(plan) or new_folder(name)
-    start_run(root, plan)
+    make_run(root, plan)
     return root
+
+
+def make_run(root: Path, plan: "Plan") -> None:
+    """Make the folder of a run. Raises: ConfigError when it cannot be made or holds a run with another plan."""
+    from backflip.cycle.run import start_run
+
+    try:
+        start_run(root, plan)
+    except OSError as e:
+        raise ConfigError(f"{root} cannot be a run's folder: {e.strerror}.\nChoose another with --dir.") from None
 
 
 def _changed(plan: "Plan", changes: dict[str, Any]) -> "Plan":

@@ -38,7 +38,7 @@ def _lines(seen: "Overview") -> Iterator[str]:
 
 def _activity(seen: "Overview") -> str:
     if seen.finished:
-        return f"finished: {seen.rounds_planned} rounds, {seen.votes} votes"
+        return f"finished: {seen.rounds_planned} round{'s' * (seen.rounds_planned > 1)}, {seen.votes} votes"
     if seen.process is not None:
         who = f"process {seen.process}" if seen.process else "another process"
         return f"under way: {who} runs it"

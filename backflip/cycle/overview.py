@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from backflip.core.errors import ConfigError
+from backflip.core.errors import BackflipError
 from backflip.core.records import Metric
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.round import STEPS
@@ -101,11 +101,10 @@ def unfinished_run(plan: Plan, root: Path = Path("runs")) -> Path | None:
     files = sorted(root.glob(f"*/{PLAN}"), key=lambda p: p.stat().st_mtime, reverse=True)
     for file in files:
         try:
-            same = read_plan(file) == plan
-        except ConfigError:
+            if read_plan(file) == plan and not is_finished(file.parent, plan):
+                return file.parent
+        except BackflipError:  # a damaged run is no reason not to start another
             continue
-        if same and not is_finished(file.parent, plan):
-            return file.parent
     return None
 
 
@@ -123,7 +122,7 @@ def _finished(store: Store, plan: Plan) -> bool:
 
 def _round(store: Store, number: int) -> RoundState:
     seconds = store.seconds(number)
-    climbed = {m.tick for m in store.metrics(round=number, step="optimise") if m.tick > 0}
+    climbed = {m.tick for m in store.metrics(round=number, step="optimise")}
     return RoundState(
         number=number,
         done={name: seconds[name] for name in STEPS if name in seconds},

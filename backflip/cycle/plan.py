@@ -47,7 +47,7 @@ class TaskPlan:
 class Sampling:
     """How answers are drawn for rating and measuring."""
 
-    answers: int = 4
+    answers: int = 3
     """Answers per prompt for rating."""
     max_tokens: int = 40
     """Longest answer, in tokens."""

@@ -85,7 +85,7 @@ def distinct_ratio(
     half = max(1, len(cut) // 2)
     draws = [ratio(rng.permutation(len(cut))[:half].tolist()) for _ in range(200)]
     value = ratio(range(len(cut)))
-    spread = 1.96 * float(np.std(draws)) * (half / len(cut)) ** 0.5
+    spread = 1.96 * float(np.std(draws)) * (half / max(1, len(cut) - half)) ** 0.5  # a half-sample varies as the whole
     return Interval(value, value - spread, value + spread)
 
 
@@ -94,9 +94,12 @@ def _duels(after: Sequence[str], before: Sequence[str], n: int) -> list[tuple[li
 
 
 def largest_share(gains: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Largest part that one attribute has in the gain of utility, counting attributes that rose; 0 if none did."""
-    worth = [max(0.0, weights[name] * gain) for name, gain in gains.items()]
-    return max(worth) / sum(worth) if sum(worth) > 0 else 0.0
+    """Largest part that one attribute has in the net gain of utility; infinite when utility did not rise.
+
+    Attributes that fell make the net gain smaller and so the share larger; it can exceed 1.
+    """
+    worth = [weights[name] * gain for name, gain in gains.items()]
+    return max(worth) / sum(worth) if sum(worth) > 0 else float("inf")
 
 
 def _grams(text: str, n: int) -> list[Gram]:

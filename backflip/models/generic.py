@@ -34,14 +34,12 @@ class Generic:
         self.dtype, self.device = model.dtype, model.device
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        skipped = {id(head), id(model.get_input_embeddings())}
+        self.body_name = model.base_model_prefix
         self.linears = {
             name: m
             for name, m in model.named_modules()
-            if isinstance(m, torch.nn.Linear | Conv1D) and id(m) not in skipped
+            if isinstance(m, torch.nn.Linear | Conv1D) and name.startswith(f"{self.body_name}.")
         }
-        self.body_name = model.base_model_prefix
 
     def hidden(
         self, batch: Packed, adapter: Adapter | None = None, *, keep: Sequence[int] = (), checkpoint: bool = False
@@ -71,7 +69,7 @@ class Generic:
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Output layer; see `Trunk.head`."""
-        head: Any = self.model.get_output_embeddings()
+        head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         return head.weight, getattr(head, "bias", None)
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -130,6 +128,15 @@ class GenericDecoder:
         """Drop the other sequences; see `Decoder.keep`."""
         self.mask = self.mask[rows]
         self.cache.batch_select_indices(rows)
+
+
+def has_plain_head(trunk: Generic) -> bool:
+    """Whether the model's logits are its final hidden states times the output layer, and nothing else."""
+    with torch.no_grad():
+        ids = torch.arange(min(4, trunk.vocabulary), device=trunk.device)[None]
+        hidden = getattr(trunk.model, trunk.body_name)(input_ids=ids).last_hidden_state
+        logits: Tensor = trunk.model(input_ids=ids).logits
+        return torch.allclose(torch.nn.functional.linear(hidden, *trunk.head()), logits, rtol=1e-2, atol=1e-2)
 
 
 def _unpack(batch: Packed) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

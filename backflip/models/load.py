@@ -11,7 +11,7 @@ from transformers.utils import logging as hf_logging
 
 from backflip.core.errors import DataError
 from backflip.models import llama
-from backflip.models.generic import Generic
+from backflip.models.generic import Generic, has_plain_head
 from backflip.models.gguf import convert_gguf
 from backflip.models.trunk import Trunk
 
@@ -68,7 +68,7 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     The own forward is taken where it supports the family (and `own`), Hugging Face's otherwise. Dropout is
-    off in both. Raises: DataError when the model cannot be found or read.
+    off in both. Raises: DataError when the model cannot be found or read, or is of a kind that cannot serve.
     """
     source = locate(model)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -78,12 +78,18 @@ def load_model(
         hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as e:
         raise DataError(
-            f"The model {model!r} could not be loaded: {str(e).splitlines()[0]}\n"
+            f"The model {model!r} could not be loaded: {str(e).partition(chr(10))[0]}\n"
             "It is no local folder with a model, and no Hub id that can be reached from here.\n"
             "Check the spelling, or give a local folder or GGUF file."
         ) from e
     if own and llama.supports(config):
         trunk: Trunk = llama.from_state(config, hf.state_dict(), dtype, device)
     else:
-        trunk = Generic(hf.to(device))
+        fallback = Generic(hf.to(device))  # type: ignore[arg-type]
+        if not has_plain_head(fallback):
+            raise DataError(
+                f"The model {model!r} ({config.model_type}) changes its logits after the output layer.\n"
+                "Its log-probabilities would be wrong here. Choose a model of another family."
+            )
+        trunk = fallback
     return Loaded(trunk, tokenizer, source)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Trunk(Protocol):
     hidden_size: int
     vocabulary: int
     context: int
+    config: Any
+    """Hugging Face's configuration of the model."""
     dtype: torch.dtype
     device: torch.device
 

@@ -59,11 +59,11 @@ class PPO:
     """Passes of the critic over a step's answers."""
     lam: float = 1.0
     """GAE's lambda; gamma is 1. At 1 an answer's early tokens share fully in its score, which suits short answers."""
-    kl_coef: float = 0.08
+    kl_coef: float = 0.1
     """Reward lost per nat of KL to the untouched model, at the start."""
     kl_target: float = 5.0
     """KL per answer that the adaptive coefficient steers to, in nats."""
-    kl_horizon: int = 500
+    kl_horizon: int = 200
     """Answers over which the coefficient adapts."""
     missing_end_penalty: float = 0.5
     """Reward lost by an answer that did not end by itself."""

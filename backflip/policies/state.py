@@ -99,6 +99,7 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:
             moments = {part: tensors.get(f"{name}.{i}.{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
                 optimiser.state[p] = {k: v.clone() for k, v in moments.items() if v is not None}
+                optimiser.state[p]["step"] = optimiser.state[p]["step"].cpu()  # where Adam keeps it, on a GPU too
     return state
 
 

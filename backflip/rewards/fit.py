@@ -24,13 +24,15 @@ from backflip.objectives.preference import bradley_terry_loss, encode
 Array = NDArray[np.float64]
 TIE_START = 0.1
 """Logits; where the search for the tie threshold begins."""
+TINY = 1e-6
+"""Features that vary less than this among the untouched model's answers keep their own scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """How a reward is fitted."""
 
-    prior: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
+    prior: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0)
     """Strengths of the prior tried in cross-validation; larger means a flatter reward."""
     folds: int = 4
     """Folds of the cross-validation, split by prompt."""
@@ -72,8 +74,10 @@ def fit_reward(
     Source: Bradley & Terry 1952; ties after Rao & Kupper 1967; normalisation Ziegler et al. 2019
     (arXiv:1909.08593).
     """
+    feedback = [f for f in feedback if f.weight > 0]
     require_preference([f.choice for f in feedback])
-    mean, scale = reference.mean(0), reference.std(0) + 1e-6
+    mean, std = reference.mean(0), reference.std(0)
+    scale = np.where(std > TINY, std, 1.0)  # what never varies there cannot be standardised
     z = (features - mean) / scale
     gaps = np.stack([z[f.a] - z[f.b] for f in feedback])
     choice, weight = [f.choice for f in feedback], np.array([f.weight for f in feedback])
@@ -82,8 +86,8 @@ def fit_reward(
     best = min(losses, key=lambda p: losses[p])
     w, tie = _maximise(gaps, choice, weight, best)
     raw = (reference - mean) / scale @ w
-    std = float(raw.std()) or 1.0
-    return Reward(mean, scale, w / std, -float(raw.mean()) / std, tie, std, best)
+    slope = float(raw.std()) or 1.0
+    return Reward(mean, scale, w / slope, -float(raw.mean()) / slope, tie, slope, best)
 
 
 def require_preference(choices: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ class Engine:
         logps = torch.zeros(len(keys), max_tokens, device=trunk.device)
         lengths = np.full(len(keys), max_tokens)
         ended = np.zeros(len(keys), dtype=bool)
-        stops = torch.tensor(self.chat.stops, device=trunk.device)
+        stops = torch.tensor(self.chat.stops, dtype=torch.long, device=trunk.device)
         running = torch.arange(len(keys), device=trunk.device)  # rows of the cache -> answers
         decoder, logits = trunk.start(ids, n, max_tokens)
         alive = torch.ones(len(keys), dtype=torch.bool, device=trunk.device)
@@ -91,7 +91,8 @@ class Engine:
         table, scores = tokens.cpu().numpy(), logps.cpu().numpy()
         return [
             Answer(
-                prompt_id=p.id, index=i, policy=self.version, tokens=table[r, : lengths[r]], logp=scores[r, : lengths[r]],
+                prompt_id=p.id, index=i, policy=self.version,
+                tokens=table[r, : lengths[r]], logp=scores[r, : lengths[r]],
                 ended=bool(ended[r]), text=self.chat.decode(table[r, : lengths[r]].tolist()),
             )
             for r, (p, i) in enumerate(keys)

@@ -1,8 +1,12 @@
 """A tiny random Llama as a Hugging Face folder, and a plan that runs on it in seconds."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from backflip.cli.main import main
 from backflip.cycle.plan import Measure, Model, Plan, Rate, Sampling, TaskPlan, plan_toml
 from backflip.policies.ppo import PPO
 from backflip.rewards.fit import Fit
@@ -84,3 +89,55 @@ def plan_file(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Call
         return path
 
     return write
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command did: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Said]
+
+
+def call(*args: object, cwd: Path, stdin: str = "") -> Said:
+    """Run `backflip ARGS` in `cwd`, inside this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["backflip", *map(str, args)])
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main()
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def backflip(tmp_path: Path) -> Call:
+    """Runs a command in an empty folder."""
+    return partial(call, cwd=tmp_path)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run carried to its end by `backflip run`: what that said, and the folder it was called in."""
+
+    said: Said
+    cwd: Path
+    root: Path
+
+    def call(self, *args: object, stdin: str = "") -> Said:
+        """Run another command where the run was made."""
+        return call(*args, cwd=self.cwd, stdin=stdin)
+
+
+@pytest.fixture(scope="session")
+def finished(plan_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The tiny plan, carried to its end once for all tests that only look at it."""
+    cwd = tmp_path_factory.mktemp("finished")
+    said = call("run", plan_file(), cwd=cwd)
+    assert said.code == 0, said.err
+    [root] = (cwd / "runs").iterdir()
+    return Finished(said, cwd, root)

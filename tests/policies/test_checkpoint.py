@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from tiny import Bench
+from tiny_run import Bench
 
 from backflip.policies import state as checkpoint
 from backflip.policies.ppo import PPO, climb, fresh_state
 from backflip.policies.state import PolicyState, load_state, save_state
 
-PLAN = PPO(prompts=4, answers=4, rank=4, alpha=8.0, learning_rate=1e-2, epochs=2, kl_target=0.01)
+PLAN = PPO(prompts=4, answers=4, rank=4, alpha=8.0, learning_rate=1e-2, epochs=2, minibatches=2, kl_target=0.01)
 
 
 class Long:
@@ -39,7 +39,9 @@ def content(state: PolicyState) -> dict[str, Any]:
         for i, moments in optimiser.state_dict()["state"].items():
             tensors |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
     found: dict[str, Any] = {k: t.detach().numpy().tobytes() for k, t in tensors.items()}
-    groups = [{k: v for k, v in o.param_groups[0].items() if k != "params"} for o in (state.optimiser, state.critic_optimiser)]
+    groups = [
+        {k: v for k, v in o.param_groups[0].items() if k != "params"} for o in (state.optimiser, state.critic_optimiser)
+    ]
     return found | {"kl_coef": state.kl_coef, "step": state.step, "groups": groups, "rank": state.adapter.rank}
 
 

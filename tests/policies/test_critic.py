@@ -35,18 +35,20 @@ def test_it_learns_a_constant_and_tells_the_loss_it_began_with() -> None:
     first = improve(critic, optimiser, data, epochs=200, clip=1e6)
 
     assert first == pytest.approx(2.0)  # half of (0 - 2)^2
-    assert float((critic.value(data.states) - 2.0)[data.mask].abs().max()) < 0.1
+    assert float((critic.value(data.states).detach() - 2.0)[data.mask].abs().max()) < 0.1
 
 
-def test_the_value_clip_stops_it_from_leaving_its_last_prediction() -> None:
-    # returns 2, old value 0, clip 0.2: beyond 0.2 the clipped error no longer falls, so nothing pulls further
+def test_beyond_the_value_clip_nothing_pulls_the_prediction_further() -> None:
+    # it says 0 and said -1 before: held at -1 + 0.2, half of (-0.8 - 2)^2 is the larger error, and it is flat
     critic = new_critic(8, seed=1)
-    optimiser = torch.optim.Adam(critic.parameters, lr=1e-2)
+    before = [p.detach().clone() for p in critic.parameters]
     data = batch(torch.tensor(2.0))
+    data = CriticBatch(data.states, data.value_old - 1.0, data.returns, data.mask)
 
-    improve(critic, optimiser, data, epochs=200, clip=0.2)
+    loss = improve(critic, torch.optim.Adam(critic.parameters, lr=1e-2), data, epochs=1, clip=0.2)
 
-    assert float(critic.value(data.states)[data.mask].detach().mean()) < 0.6
+    assert loss == pytest.approx(3.92)
+    assert all(torch.equal(p, b) for p, b in zip(critic.parameters, before, strict=True))
 
 
 def test_padding_teaches_it_nothing() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import Bench, requests, save_model
+from tiny_run import Bench, requests, save_model
 
 from backflip.policies import ppo
 from backflip.policies.ppo import PPO, Step, climb, fresh_state, warm_up
@@ -31,7 +31,8 @@ class Nothing:
 
 
 def config(**changes: Any) -> PPO:
-    keys = {"prompts": 4, "answers": 6, "rank": 4, "alpha": 8.0, "learning_rate": 5e-3, "kl_coef": 0.1}
+    keys = {"prompts": 4, "answers": 6, "rank": 4, "alpha": 8.0, "adapted": 1.0, "learning_rate": 5e-3}
+    keys |= {"kl_coef": 0.1, "kl_horizon": 1000, "minibatches": 2, "epochs": 1, "missing_end_penalty": 0.5, "micro": 32}
     return PPO(**(keys | changes))
 
 
@@ -91,7 +92,7 @@ def test_sampler_and_trainer_agree_on_every_token_also_when_the_policy_has_moved
     looks = spy("_look")
     steps = steps_of(Bench(tiny_model, Counting(), temperature=temperature), config(learning_rate=2e-2), 3)
 
-    assert steps[-1].metrics["objective/kl"] > 0.01  # it has moved
+    assert abs(steps[-1].metrics["objective/kl"]) > 0.01  # it has moved
     for _, rollout in looks:
         gap = (rollout.policy.logp - rollout.logp_sampler)[rollout.policy.mask]
         assert gap.abs().max() < 1e-4
@@ -243,7 +244,7 @@ def test_dropout_is_off_in_every_role(tmp_path: Path, monkeypatch: pytest.Monkey
     import backflip.models.load as load
 
     real = load.load_model
-    monkeypatch.setattr("tiny.load_model", lambda path, **kwargs: real(path, own=own, **kwargs))
+    monkeypatch.setattr("tiny_run.load_model", lambda path, **kwargs: real(path, own=own, **kwargs))
     bench = Bench(save_model(tmp_path / "model", attention_dropout=0.5), Counting())
     step = steps_of(bench, config(minibatches=1))[0]
 

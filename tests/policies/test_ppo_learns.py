@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import Bench
+from tiny_run import Bench
 
 from backflip.policies.ppo import PPO, Step, climb, fresh_state
 
@@ -34,10 +34,15 @@ def share(answer: Any) -> float:
     return float(np.mean(said < HALF)) if len(said) else 0.5
 
 
-def run(model: Path, scorer: Any, steps: int = 8, **changes: Any) -> list[Step]:
+def plan_of(**changes: Any) -> PPO:
     keys: dict[str, Any] = {"prompts": 8, "answers": 8, "rank": 4, "alpha": 8.0, "learning_rate": 2e-2}
     keys |= {"kl_coef": 0.01, "missing_end_penalty": 0.0, "adapted": 1.0, "kl_horizon": 100_000}
-    plan, bench = PPO(**(keys | changes)), Bench(model, scorer)
+    keys |= {"minibatches": 2, "epochs": 1, "lam": 0.95}
+    return PPO(**(keys | changes))
+
+
+def run(model: Path, scorer: Any, steps: int = 12, **changes: Any) -> list[Step]:
+    plan, bench = plan_of(**changes), Bench(model, scorer)
     bench.state = fresh_state(bench.loaded.trunk, plan, 1)
     return list(climb(bench.state, bench.tools, plan, seed=5, max_tokens=10, until=steps))
 
@@ -83,16 +88,23 @@ def test_a_high_kl_coefficient_holds_the_policy_near_the_reference(tiny_model: P
 
 def test_the_leash_pulls_a_policy_back_that_has_gone_astray(tiny_model: Path) -> None:
     # with reward and KL both negated in the update, this would drive the KL up instead
-    plan = PPO(prompts=8, answers=8, rank=4, alpha=8.0, learning_rate=2e-2, adapted=1.0, kl_horizon=100_000)
-    bench = Bench(tiny_model, Pay(1.0))
-    bench.state = fresh_state(bench.loaded.trunk, plan, 1)
-    away = list(climb(bench.state, bench.tools, plan, seed=5, max_tokens=10, until=8))[-1].metrics["objective/kl"]
-    bench.tools = bench.tools._replace(scorer=Pay(0.0))
-    bench.state.kl_coef = 1.0
-    back = list(climb(bench.state, bench.tools, plan, seed=5, max_tokens=10, until=16))[-1].metrics["objective/kl"]
+    class Turning:
+        def __init__(self) -> None:
+            self.pay: Any = Pay(1.0)
 
-    assert away > 0.5
-    assert back < 0.5 * away
+        def score(self, prompts: Any, answers: Any) -> Any:
+            return self.pay.score(prompts, answers)
+
+    scorer = Turning()
+    plan, bench, steps = plan_of(missing_end_penalty=0.0), Bench(tiny_model, scorer), []
+    bench.state = fresh_state(bench.loaded.trunk, plan, 1)
+    for step in climb(bench.state, bench.tools, plan, seed=5, max_tokens=10, until=24):
+        steps.append(step.metrics["objective/kl"])
+        if len(steps) == 8:
+            scorer.pay, bench.state.kl_coef = Pay(0.0), 1.0
+
+    assert steps[7] > 0.5
+    assert float(np.mean(steps[-3:])) < 0.5 * steps[7]
 
 
 def test_the_same_seed_takes_the_same_steps(tiny_model: Path) -> None:

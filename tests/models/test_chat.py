@@ -1,0 +1,94 @@
+"""From a request to tokens and back, by the tokenizer's own rules."""
+
+from pathlib import Path
+
+import pytest
+from tiny import ASSISTANT, BOS, EOS, RAGGED, STOP, USER, chat, hf_model, llama_of, prompt, tokenizer
+from transformers import GenerationConfig
+
+from backflip.core.errors import DataError
+from backflip.models.chat import Chat, open_chat
+from backflip.models.load import Loaded
+
+
+def opened(folder: Path, **more: object) -> Chat:
+    return open_chat(Loaded(llama_of(hf_model("llama")), tokenizer(**more), str(folder)))  # type: ignore[arg-type]
+
+
+def test_the_template_comes_from_the_tokenizer():
+    # "<user> w9 <eos> <assistant>"; no second <bos> or <eos> is added
+    assert chat().encode(RAGGED[0]) == [USER, 9, EOS, ASSISTANT]
+
+
+def test_a_model_without_a_template_continues_plain_text_after_bos():
+    assert chat(template=False).encode(RAGGED[0]) == [BOS, 9]
+
+
+def test_without_a_bos_token_plain_text_stands_alone():
+    assert chat(template=False, bos=False).encode(RAGGED[0]) == [9]
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt():
+    from tokenizers.processors import TemplateProcessing
+
+    talk = chat(template=False)
+    talk.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+
+    assert talk.tokenizer("w9")["input_ids"] == [BOS, 9, EOS]
+    assert talk.encode(RAGGED[0]) == [BOS, 9]
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_token():
+    # 4 tokens of prompt and 6 of answer in a context of 10
+    talk = chat(context=10)
+
+    assert len(talk.encode(RAGGED[0], 6)) == 4
+    with pytest.raises(DataError, match=r"Prompt short has 4 tokens; with 7 .* context of 10"):
+        talk.encode(RAGGED[0], 7)
+
+
+def test_an_empty_prompt_is_refused_by_name():
+    with pytest.raises(DataError, match="Prompt none has no tokens"):
+        chat(template=False, bos=False).encode(prompt("none", ""))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ([30, 31, EOS], "w30 w31"),
+        ([30, STOP], "w30"),
+        ([30, 31], "w30 w31"),
+        ([EOS], ""),
+        ([], ""),
+        ([30, EOS, 31, EOS], "w30 w31"),
+    ],
+)
+def test_the_text_leaves_stop_tokens_out(tokens: list[int], text: str):
+    assert chat().decode(tokens) == text
+
+
+def test_an_ordinary_token_that_ends_answers_is_left_out_at_the_end_only():
+    assert chat(stops=(EOS, 30)).decode([30, 31, 30]) == "w30 w31"
+
+
+def test_stop_tokens_are_those_of_tokenizer_and_generation_config(tmp_path: Path):
+    GenerationConfig(eos_token_id=[STOP, 77]).save_pretrained(tmp_path)
+
+    assert opened(tmp_path).stops == (EOS, STOP, 77)
+
+
+def test_one_stop_token_in_the_generation_config_is_enough(tmp_path: Path):
+    GenerationConfig(eos_token_id=STOP).save_pretrained(tmp_path)
+
+    assert opened(tmp_path).stops == (EOS, STOP)
+
+
+def test_without_a_generation_config_the_tokenizers_end_stands(tmp_path: Path):
+    talk = opened(tmp_path)
+
+    assert talk.stops == (EOS,)
+    assert talk.context == 64
+    assert talk.templated
+    assert not opened(tmp_path, template=False).templated
