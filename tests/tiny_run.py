@@ -22,8 +22,8 @@ from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
 
 SPECIAL = ["<unk>", "<end>", "<user>", "<bot>"]
-WORDS = """a and are as at bad be best big bird blue bread cake cat cold day dog for garden good great hot house i in is
-it joy kind lake love my new night of old on one rain red sad sea snow sun tea the to tree we with you , . !""".split()
+TEXT = """a and are as at bad be best big bird blue bread cake cat cold day dog for garden good great hot house i in is
+it joy kind lake love my new night of old on one rain red sad sea snow sun tea the to tree we with you , . !"""
 TEMPLATE = (
     "{% for m in messages %}<user> {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 )
@@ -32,7 +32,7 @@ TOPICS = ["sun", "sea", "tea", "rain", "snow", "cat", "dog", "bread", "cake", "g
 
 def save_model(folder: Path, *, template: bool = True, context: int = 64, **changes: Any) -> Path:
     """A random model and its tokenizer as a Hugging Face folder. The pad token is the end-of-turn token."""
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *TEXT.split()])}
     raw = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(

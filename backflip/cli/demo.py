@@ -1,28 +1,40 @@
 """`backflip demo`: the whole loop, with nothing to set."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from backflip.cli.progress import watching
 from backflip.cli.report import print_report, write_run_report
 from backflip.cli.run import Folder, Rounds, Seed, carry_on, make_run
 from backflip.cli.terminal import AsJson
 
+if TYPE_CHECKING:
+    from backflip.cycle.plan import Plan
+
 
 def demo(dir: Folder = None, seed: Seed = None, rounds: Rounds = None, as_json: AsJson = False) -> None:
-    """Run the whole loop on a small chat model and write the report; a run in --dir is carried on."""
+    """Run the whole loop on a small chat model and write the report; an unfinished demo is carried on."""
     with watching() as watcher:
-        root = _start(dir, {key: value for key, value in (("seed", seed), ("rounds", rounds)) if value is not None})
-        carry_on(root, watcher, again=f"backflip demo --dir {root}")
+        root = _start(dir, demo_plan(seed, rounds), changed=seed is not None or rounds is not None)
+        carry_on(root, watcher)
     print_report(root, write_run_report(root), as_json=as_json)
 
 
-def _start(folder: Path | None, changes: dict[str, Any]) -> Path:
-    """The folder of a new demo, or of the one to carry on."""
+def demo_plan(seed: int | None, rounds: int | None) -> "Plan":
+    """The default plan, but for what the options say."""
     from backflip.cycle.plan import Plan
+
+    plan = Plan()
+    return replace(plan, seed=plan.seed if seed is None else seed, rounds=plan.rounds if rounds is None else rounds)
+
+
+def _start(folder: Path | None, plan: "Plan", *, changed: bool) -> Path:
+    """The folder of a new demo, or of the one to carry on: the one named, else the newest unfinished one."""
+    from backflip.cycle.overview import unfinished_run
     from backflip.cycle.run import PLAN, new_folder
 
-    root = folder or new_folder("demo")
-    if changes or not (root / PLAN).is_file():
-        make_run(root, Plan(**changes))
+    root = folder or unfinished_run(plan) or new_folder("demo")
+    if changed or not (root / PLAN).is_file():
+        make_run(root, plan)
     return root

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, Vote
 from backflip.cycle.artefacts import load_answers, load_array, save_array, write_whole
-from backflip.cycle.tools import Outcome, Tools
+from backflip.cycle.tools import REFERENCE, Outcome, Tools
 from backflip.rewards.fit import Reward, fit_reward, require_preference
 from backflip.rewards.model import features_of, save_reward
 from backflip.sampling.score import middle_layer
@@ -56,7 +56,7 @@ def fit(number: int, tools: Tools) -> Outcome:
         Metric(round=number, step="fit", tick=0, name="votes/count", value=float(len(store.votes(upto=mark))))
     )
     version = ModelVersion(
-        id=f"reward-r{number}", kind="reward", round=number, parent=None, path=str(path.relative_to(tools.root))
+        id=f"reward-r{number}", kind="reward", round=number, parent=REFERENCE, path=str(path.relative_to(tools.root))
     )
     heldout = next((m for m in metrics if m.name == "reward/heldout_accuracy"), None)
     tools.watcher.say(

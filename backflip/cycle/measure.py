@@ -146,13 +146,18 @@ def _against_reference(
     number: int, tools: Tools, after: Sequence[Sample], before: Sequence[Sample]
 ) -> dict[str, Interval]:
     """Open the held-out pairs of policy against reference, ask machine raters, and count their votes."""
-    pairs = reference_pairs(after, before, round=number, count=len(after) // 2, seed=tools.plan.seed)
+    pairs = reference_pairs(
+        after, before, round=number, count=len(after) // 2, seed=tools.plan.seed, double_share=tools.double_share
+    )
     by_id = {s.id: s for s in [*after, *before]}
     with tools.store.begin() as tx:
         tx.add_pairs(pairs)
     ask_machines(tools, pairs, by_id)
     known = {p.id: p for p in pairs}
     won: dict[str, list[float]] = {}
+    for mine, theirs in zip(after, before, strict=True):
+        if mine.text.strip() == theirs.text.strip():  # the same answer twice is a tie that nobody need judge
+            won.setdefault(mine.prompt_id, []).append(0.5)
     for v in tools.store.votes(round=number, stream="reference"):
         if v.choice == "skip":
             continue

@@ -101,7 +101,7 @@ class Measure:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         for key in ("monitor_prompts", "final_prompts"):
-            require(getattr(self, key) >= 0, key, "a whole number, 0 for all")
+            require(getattr(self, key) == 0 or getattr(self, key) >= 2, key, "0 for all, or 2 or more for an interval")
         for key in ("monitor_answers", "final_answers"):
             require(getattr(self, key) >= 1, key, "a whole number of 1 or more")
 

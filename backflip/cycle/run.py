@@ -14,8 +14,9 @@ from filelock import FileLock, Timeout
 
 from backflip.core.errors import BackflipError, BusyError, ConfigError
 from backflip.core.records import ModelVersion, Prompt
-from backflip.cycle.artefacts import remove
+from backflip.cycle.artefacts import remove, write_whole
 from backflip.cycle.plan import Plan, plan_toml, read_plan
+from backflip.cycle.publish import publish
 from backflip.cycle.round import run_round
 from backflip.cycle.tools import REFERENCE, Silent, Tools, Watcher, torch_dtype
 from backflip.models.chat import Chat, open_chat
@@ -35,11 +36,12 @@ def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
     """
     plan = read_plan(root / PLAN)
     with only_process(root), open_store(root / DATABASE) as store:
-        for part in sorted((root / "rounds").rglob("*.part")):
+        for part in sorted(root.rglob("*.part")):
             remove(part)  # left by a process that was killed
         tools = open_tools(root, plan, store, watcher or Silent())
         for number in range(1, plan.rounds + 1):
             run_round(number, tools)
+        publish(plan.rounds, tools)
 
 
 def start_run(root: Path, plan: Plan) -> None:
@@ -53,10 +55,11 @@ def start_run(root: Path, plan: Plan) -> None:
             f"{root} already holds a run with another plan.\nChoose another folder with --dir, "
             f"or carry on that run as it is with: backflip run --dir {root}"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    part = root / f"{PLAN}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+
+    def write(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write_whole(file, write)
 
 
 @contextmanager
@@ -106,7 +109,7 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
     with store.begin() as tx:
         tx.add_prompts(prompts)
         tx.add_raters(list(crowd.raters()))
-        tx.add_model(ModelVersion(id=REFERENCE, kind="base", round=0, parent=None, path=loaded.source))
+        tx.add_model(ModelVersion(id=REFERENCE, kind="base", round=0, parent=None, path=plan.model.name))
         for key, value in _facts(plan, utility.weights).items():
             tx.set_note(key, value)
     return tools
@@ -116,10 +119,12 @@ def _check_prompts(prompts: list[Prompt], chat: Chat, plan: Plan) -> None:
     """Refuse prompts that cannot be answered within the model's context, before anything is computed."""
     for p in prompts:
         chat.encode(p, plan.sampling.max_tokens)
-    for split in ("train", "monitor", "final"):
-        if not any(p.split == split for p in prompts):
+    for split, least in (("train", 1), ("monitor", 2), ("final", 2)):
+        count = sum(p.split == split for p in prompts)
+        if count < least:
             raise BackflipError(
-                f"There are no {split} prompts.\nA run needs all three kinds: train, monitor and final.\n"
+                f"There are {count or 'no'} {split} prompts, and a run needs at least {least}.\n"
+                "Every run has all three kinds: train, monitor and final; an interval needs two prompts.\n"
                 'Add prompts, or set "split" in the prompt file.'
             )
 

@@ -15,22 +15,24 @@ def sample(number: int, tools: Tools) -> Outcome:
     """Let the round's first policy answer, batch by batch; open each batch's pairs and ask machine raters."""
     plan, store = tools.plan, tools.store
     tools.engine.load(policy_before(number))
-    work = [("fit", p) for p in chosen(tools, number, "fit")] + [("random", p) for p in chosen(tools, number, "random")]
+    work: dict[Stream, list[Prompt]] = {"fit": chosen(tools, number, "fit"), "random": chosen(tools, number, "random")}
     size = max(1, plan.sampling.batch // plan.sampling.answers)
     have = {s.prompt_id for s in store.samples(round=number, purpose="rate")}
-    tools.watcher.begin(f"round {number}: sample and rate", len(work))
-    streams: tuple[Stream, ...] = ("fit", "random")
-    for stream in streams:
-        prompts = [p for s, p in work if s == stream]
+    tools.watcher.begin(f"round {number}: sample and rate", sum(map(len, work.values())))
+    for stream, prompts in work.items():
         wanted = plan.rate.held_out if stream == "random" else plan.rate.pairs - plan.rate.held_out
-        opened = 0
+        seen: set[str] = set()
         for at in range(0, len(prompts), size):
             batch = prompts[at : at + size]
-            until = round(wanted * min(1.0, (at + len(batch)) / len(prompts)))
+            opened = sum(p.prompt_id in seen for p in store.pairs(round=number, stream=stream))
+            until = round(wanted * (at + len(batch)) / len(prompts))
             if batch[0].id not in have:
                 _one_batch(number, tools, batch, (stream, until - opened, opened))
-            opened = until
+            seen |= {p.id for p in batch}
             tools.watcher.advance(len(batch), f"{len(store.votes(round=number))} votes")
+        short = wanted - len(store.pairs(round=number, stream=stream))
+        if short > 0:
+            tools.watcher.say(f"round {number}: {short} fewer pairs than planned: too many answers were the same")
     return Outcome()
 
 
@@ -38,10 +40,9 @@ def _one_batch(number: int, tools: Tools, prompts: Sequence[Prompt], share: tupl
     """Sample one batch; artefact first, then its rows and pairs in one transaction, then the votes."""
     plan, (stream, count, before) = tools.plan, share
     seed = seed_of(plan.seed, "rate", number)
-    alone = tools.crowd is not None and len(tools.crowd.raters()) == 1  # nobody there for a second judgement
     drawn = tools.engine.sample(prompts, plan.sampling.answers, seed=seed, max_tokens=plan.sampling.max_tokens)
     answers = [a for batch in drawn for a in batch]
-    path = tools.round_dir(number) / f"samples-{stream}-{before:04d}.safetensors"
+    path = tools.round_dir(number) / f"samples-{stream}-{prompts[0].id.replace('/', '-')}.safetensors"
     save_answers(path, answers)
     samples = samples_of(answers, round=number, purpose="rate", artefact=str(path.relative_to(tools.root)))
     pairs = random_pairs(
@@ -50,7 +51,7 @@ def _one_batch(number: int, tools: Tools, prompts: Sequence[Prompt], share: tupl
         stream=stream,
         count=count,
         seed=plan.seed,
-        double_share=0.0 if alone else plan.rate.double_share,
+        double_share=tools.double_share,
         before=before,
     )
     with tools.store.begin() as tx:

@@ -100,6 +100,12 @@ class Tools:
         """Folder of a round's artefacts."""
         return self.root / "rounds" / f"r{number}"
 
+    @property
+    def double_share(self) -> float:
+        """Share of pairs that two raters judge; 0 when there is nobody for a second judgement."""
+        alone = self.crowd is not None and len(self.crowd.raters()) == 1
+        return 0.0 if alone else self.plan.rate.double_share
+
     def split(self, name: str) -> list[Prompt]:
         """The run's prompts of one split."""
         return [p for p in self.prompts.values() if p.split == name]

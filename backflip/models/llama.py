@@ -275,8 +275,8 @@ class LlamaDecoder:
 def answer_attention(batch: Packed) -> Tensor | None:
     """(B, 1, Ta, Tp + Ta) bool: what an answer token may see; None without answers.
 
-    Its prompt's real tokens, and its own answer up to itself. Rows of padding see themselves only through
-    the first prompt token, so that no softmax is empty.
+    Its prompt's real tokens, and its own answer up to itself. Rows of padding see the prompt, so that no
+    softmax is empty; nothing reads them.
     """
     if batch.answer_rows.numel() == 0:
         return None

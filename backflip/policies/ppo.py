@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backflip.core.config import require
+from backflip.core.errors import BackflipError
 from backflip.core.protocols import Scorer
 from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator, seed_of
@@ -39,9 +40,9 @@ class PPO:
     """Answers per prompt and step."""
     epochs: int = 1
     """Passes over a step's answers."""
-    minibatches: int = 1
+    minibatches: int = 2
     """Gradient steps per pass."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Adam's learning rate for the policy's adapter."""
     rank: int = 16
     """Rank of the policy's adapter."""
@@ -59,8 +60,9 @@ class PPO:
     """Passes of the critic over a step's answers."""
     lam: float = 1.0
     """GAE's lambda; gamma is 1. At 1 an answer's early tokens share fully in its score, which suits short answers."""
-    kl_coef: float = 0.1
-    """Reward lost per nat of KL to the untouched model, at the start."""
+    kl_coef: float = 0.3
+    """Reward lost per nat of KL to the untouched model, at the start. The reward has standard deviation 1, so the
+    best policy stands about 0.5 / kl_coef**2 nats away: 0.3 for 5 or 6."""
     kl_target: float = 5.0
     """KL per answer that the adaptive coefficient steers to, in nats."""
     kl_horizon: int = 200
@@ -140,7 +142,7 @@ def climb(state: PolicyState, tools: Tools, config: PPO, *, seed: int, max_token
     """Yield one step after the other until `state.step` reaches `until`.
 
     `state` is changed in place and handed out with each step; a state loaded from a checkpoint carries on
-    exactly. Randomness is keyed by (seed, step). Raises: FloatingPointError when a loss is not finite.
+    exactly. Randomness is keyed by (seed, step). Raises: BackflipError when a gradient is not finite.
     """
     while state.step < until:
         place = state.step
@@ -270,7 +272,11 @@ def _policy_steps(
                     sums[name] += float(x.detach())
             norm = torch.nn.utils.clip_grad_norm_(list(state.adapter.parameters()), config.max_norm)
             if not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient of step {state.step} is not finite; lower ppo.learning_rate")
+                raise BackflipError(
+                    f"The gradient of step {state.step} is not finite: the policy has diverged.\n"
+                    "The learning rate is probably too high for this model and reward.\n"
+                    "Start a new run (another --dir) with a lower ppo.learning_rate."
+                )
             state.optimiser.step()
             seen.append(sums | {"grad/norm": float(norm)})
     mean = {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}

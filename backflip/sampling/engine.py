@@ -1,7 +1,8 @@
 """The decode loop: prompts in, answers with the log-probability of every token out.
 
-Noise is keyed by (seed, prompt, answer index, position), so an answer does not depend on its batch.
-Sampling is plain: the temperature, no top-k, no top-p. Knows nothing of rewards or rounds.
+Noise is keyed by (seed, prompt, answer index, position), so the draw does not depend on the batch
+(half-precision logits may, in the last bit). Sampling is plain: the temperature, no
+top-k, no top-p. Knows nothing of rewards or rounds.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backflip.cli.run import make_run
 from backflip.core.errors import Paused
 from backflip.cycle import round as rounds
-from backflip.cycle.plan import Plan, read_plan
+from backflip.cycle.plan import read_plan
 
 HOLD = """
 import os, sys
@@ -188,27 +187,24 @@ def test_without_any_run_a_command_says_how_to_start_one(backflip, command: str)
     assert "backflip demo" in said.err
 
 
-def test_the_demo_makes_a_new_run_each_time_and_says_how_to_carry_one_on(backflip, tiny_plan, tmp_path, monkeypatch):
-    asked: list[Plan] = []
-
-    def make_tiny(root: Path, plan: Plan) -> None:
-        asked.append(plan)
-        make_run(root, replace(tiny_plan, seed=plan.seed))
-
-    monkeypatch.setattr("backflip.cli.demo.make_run", make_tiny)
+def test_the_same_demo_command_carries_on_what_was_stopped_and_then_makes_a_new_run(
+    backflip, tiny_plan, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("backflip.cli.demo.demo_plan", lambda seed, rounds: replace(tiny_plan, seed=seed or 0))
     with monkeypatch.context() as patch:
         patch.setitem(rounds.STEPS, "rate", stop)
         stopped = backflip("demo", "--seed", 3)
     [root] = (tmp_path / "runs").iterdir()
-    carried = backflip("demo", "--dir", f"runs/{root.name}", "--json")
+    carried = backflip("demo", "--seed", 3, "--json")
+    other = backflip("demo", "--seed", 4, "--json")
 
-    assert asked == [Plan(seed=3)]
     assert root.name.startswith("demo-")
     assert stopped.code == 130
-    assert stopped.err.endswith(f"stopped; backflip demo --dir runs/{root.name} carries on\n")
-    assert carried.code == 0
+    assert stopped.err.endswith("stopped; the same command carries on\n")
+    assert carried.code == other.code == 0
     assert json.loads(carried.out)["seed"] == "3"
-    assert list((tmp_path / "runs").iterdir()) == [root]
+    assert json.loads(other.out)["seed"] == "4"
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_the_run_notes_which_process_it_is(finished):

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from tiny_run import new_run
 
 from backflip.core.records import Pair, Sample, Vote
-from backflip.cycle import fit, round
+from backflip.cycle import fit
+from backflip.cycle import round as cycle_round
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent, Tools
 from backflip.rewards.model import features_of, load_reward
@@ -37,8 +38,8 @@ class Seen:
 def seen(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     watched = Seen(new_run(tmp_path_factory.mktemp("rounds") / "run", tiny_model))
     with pytest.MonkeyPatch.context() as m:
-        for name, step in round.STEPS.items():
-            m.setitem(round.STEPS, name, _step(watched, name, step))
+        for name, step in cycle_round.STEPS.items():
+            m.setitem(cycle_round.STEPS, name, _step(watched, name, step))
         m.setattr(Engine, "sample", _sample(watched, Engine.sample))
         m.setattr(fit, "fit_reward", _fit(watched, fit.fit_reward))
         watcher = Silent()

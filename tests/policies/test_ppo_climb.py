@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_run import Bench, requests, save_model
 
+from backflip.core.errors import BackflipError
 from backflip.policies import ppo
 from backflip.policies.ppo import PPO, Step, climb, fresh_state, warm_up
 
@@ -316,7 +317,7 @@ def test_a_reward_that_is_not_a_number_stops_the_climb_before_a_weight_changes(t
     bench, plan = Bench(tiny_model, Broken()), config()
     bench.state = fresh_state(bench.loaded.trunk, plan, 7)
 
-    with pytest.raises(FloatingPointError, match="step 0 is not finite"):
+    with pytest.raises(BackflipError, match="step 0 is not finite"):
         list(climb(bench.state, bench.tools, plan, seed=7, max_tokens=TOKENS, until=1))
     assert all(torch.isfinite(p).all() for p in bench.state.adapter.parameters())
     assert not any(t.any() for t in bench.state.adapter.b.values())
