@@ -44,15 +44,15 @@ def run(
     print_report(root, write_run_report(root), as_json=as_json)
 
 
-def carry_on(root: Path, watcher: Any, again: str = "the same command") -> None:
-    """Carry the started run in `root` to its end. Raises: Stopped on Ctrl-C, saying that `again` carries on."""
+def carry_on(root: Path, watcher: Any) -> None:
+    """Carry the started run in `root` to its end. Raises: Stopped on Ctrl-C, saying how to go on."""
     from backflip.cycle.run import run_rounds
 
     watcher.say(f"run folder: {root}")
     try:
         run_rounds(root, watcher)
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; {again} carries on") from None
+        raise Stopped("stopped; the same command carries on") from None
 
 
 def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> Path:

@@ -155,7 +155,13 @@ def _rope(facts: Mapping[str, Any], reader: GGUFReader, arch: str, head_dim: int
 
 def _frequencies(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
     """(head_dim / 2,) rotary frequencies of these parameters."""
-    config = LlamaConfig(hidden_size=head_dim, num_attention_heads=1, head_dim=head_dim, rope_parameters=dict(rope))
+    config = LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        head_dim=head_dim,
+        max_position_embeddings=1 << 17,
+        rope_parameters=dict(rope),
+    )
     return np.asarray(LlamaRotaryEmbedding(config).inv_freq)
 
 

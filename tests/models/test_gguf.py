@@ -120,9 +120,9 @@ def test_a_gguf_file_scores_like_the_model_it_was_written_from(family: str, arch
         assert rope == LLAMA3
 
 
-# theta 10000 over 8 dimensions: wavelengths 6.28, 62.8, 628 are short (below 8192 / 4), 6283 lies between
-# 2048 and 8192: smooth = (8192 / 6283.19 - 1) / 3 = 0.101270, divisor 1 / ((1 - smooth) / 8 + smooth) = 4.680718
-LLAMA3_DIVISORS = np.array([1.0, 1.0, 1.0, 4.680718], dtype=np.float32)
+# theta 500000 over 8 dimensions: wavelengths 6.28 and 167 are short (below 8192 / 4), 118141 is long (above 8192),
+# 4442.88 lies between: smooth = (8192 / 4442.88 - 1) / 3 = 0.281283, divisor 1 / ((1 - smooth) / 8 + smooth)
+LLAMA3_DIVISORS = np.array([1.0, 1.0, 2.694529, 8.0], dtype=np.float32)
 
 
 def test_quantised_weights_are_dequantised(tmp_path: Path):
