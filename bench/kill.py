@@ -1,13 +1,15 @@
 """Kill a run 30 times at random moments: is every vote still there once, and is the result the unbroken run's?
 
-A tiny random model on the CPU with one thread, so that "the same" can mean every bit. Three runs, one a seed,
-each killed (SIGKILL) ten times and started again until it finishes; `--quick` kills one run five times.
+A tiny random model on the CPU with one thread, so that "the same" can mean every bit. Three runs, one a seed, each
+killed (SIGKILL) ten times, at moments spread over the run's length, and started again until it finishes; `--quick`
+kills one run five times.
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def measure_seed(seed: int, kills: int) -> dict[str, Any]:
                 seed=seed,
                 rounds=ROUNDS,
             )
-            moments = (chance.uniform(0.05, 0.45, kills - landed) * duration).tolist()
+            moments = (chance.uniform(0.0, 2.0 / kills, kills - landed) * duration).tolist()
             broken = run_with_kills(runner, root, moments)
             landed += broken.kills
             with open_store(root / "run.db") as store:
@@ -71,12 +73,8 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="one seed, five kills: about a minute")
     quick = options.parse_args().quick
     seeds, kills = ([0], 5) if quick else ([0, 1, 2], 10)
-    parts = {
-        seed: part(
-            "kill", f"seed-{seed}", quick, {"kills": kills, "rounds": ROUNDS}, lambda s=seed: measure_seed(s, kills)
-        )
-        for seed in seeds
-    }
+    settings = {"kills": kills, "rounds": ROUNDS}
+    parts = {s: part("kill", f"seed-{s}", quick, settings, partial(measure_seed, s, kills)) for s in seeds}
     runs = [run for p in parts.values() for run in p["runs"]]
     landed = sum(run["kills"] for run in runs)
     broken = [run for run in runs if run["kills"]]

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,14 +26,24 @@ import os, sys, traceback
 from pathlib import Path
 import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from backflip.cycle.run import run_rounds
+import backflip.cycle.run as cycle
+from backflip.cycle.tools import Silent
+
+class Telling(Silent):
+    told = False
+
+    def begin(self, what, total):
+        if not self.told:
+            os.write(1, b"work\\n")
+        self.told = True
+
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            run_rounds(Path(line.rstrip("\\n")))
+            cycle.run_rounds(Path(line.rstrip("\\n")), Telling())
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -40,49 +51,61 @@ for line in sys.stdin:
             sys.stderr.flush()
             os._exit(code)
     print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 class Runner:
-    """Starts `run_rounds` on a folder, as often as asked; see `run`."""
+    """Starts a run as often as asked; see `run`."""
 
     def __enter__(self) -> Self:
+        self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             bufsize=1,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
-        assert self._line() == "ready"
+        self._expect("ready")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
     def run(self, root: Path, kill_after_s: float | None = None) -> bool:
-        """Carry on the run in `root`; kill it after so many seconds. Returns whether it was killed.
+        """Carry on the run in `root`; kill it so many seconds after it has loaded and begun to work.
 
-        Raises: RuntimeError when it ended by itself with an error.
+        Returns whether it was killed. Raises: RuntimeError when it ended by itself with an error.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(f"{root}\n")
-        child = int(self._line())
-        if kill_after_s is not None and not select.select([self._process.stdout], [], [], kill_after_s)[0]:
-            os.kill(child, signal.SIGKILL)
-        code = int(self._line())
+        child = int(self._expect(""))
+        line = self._expect("")
+        if line == "work":
+            if kill_after_s is not None and not select.select([self._process.stdout], [], [], kill_after_s)[0]:
+                os.kill(child, signal.SIGKILL)
+            line = self._expect("ended")
+        code = int(line.split()[1])
         if code not in (0, -signal.SIGKILL):
-            self._process.kill()
-            raise RuntimeError(f"the run failed with code {code}:\n{self._process.communicate()[1]}")
+            raise RuntimeError(f"the run failed with code {code}:\n{self._told()}")
         return code != 0
 
-    def _line(self) -> str:
+    def _expect(self, start: str) -> str:
+        """The next line. Raises: RuntimeError when it begins otherwise or there is none."""
         assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
+        line = self._process.stdout.readline().strip()
+        if not line or not line.startswith(start):
+            raise RuntimeError(f"the process that starts runs said {line!r}, not {start!r}:\n{self._told()}")
+        return line
+
+    def _told(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()[-4000:]
 
 
 class Broken(NamedTuple):

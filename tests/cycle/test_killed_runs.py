@@ -27,7 +27,7 @@ def test_a_killed_run_ends_as_the_unbroken_one_bit_for_bit(tiny_model: Path, tmp
             tries += 1
             assert tries <= 10
             root = new_run(tmp_path / f"broken-{tries}", tiny_model, prompts=whole / "prompts.jsonl")
-            moments = chance.uniform(0.1, 0.6, KILLS - kills) * duration
+            moments = chance.uniform(0.0, 2.0 / KILLS, KILLS - kills) * duration
             kills += run_with_kills(runner, root, moments.tolist()).kills
 
             assert votes_wrong(root) == []

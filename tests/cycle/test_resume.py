@@ -82,6 +82,26 @@ def test_a_finished_run_started_again_does_nothing(
     assert fingerprint(root) == before
 
 
+def test_a_crash_amid_the_clearing_of_checkpoints_does_not_spoil_the_finished_policy(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(folder: Path) -> None:
+        if folder.name == "checkpoints":
+            (max(folder.iterdir()) / "state.json").unlink()
+            raise Crash
+
+    root = new_run(tmp_path / "run", tiny_model, rounds=1)
+    with monkeypatch.context() as m:
+        m.setattr(optimise, "remove", half)
+        with pytest.raises(Crash):
+            run_rounds(root)
+    run_rounds(root)
+
+    assert not (root / "rounds" / "r1" / "checkpoints").exists()
+    with open_store(root / "run.db") as store:
+        assert store.steps_done(1) == {"sample", "rate", "fit", "optimise", "measure"}
+
+
 def test_what_a_killed_process_left_half_written_is_cleared_away(tiny_model: Path, tmp_path: Path) -> None:
     root = new_run(tmp_path / "run", tiny_model, rounds=1)
     half = root / "rounds" / "r1" / "policy.4312.part"
