@@ -85,6 +85,17 @@ def test_a_vote_counts_as_often_as_it_weighs():
     assert_allclose(raw_weights(reward), [1.0986], atol=1e-3)
 
 
+def test_votes_that_weigh_nothing_are_as_if_never_cast():
+    features, feedback, prompt, reference = crowd(40)
+    ignored = [vote(f.a, f.b, f.choice, 0.0 if prompt[f.a] == "p3" else 1.0) for f in feedback]
+    without = [f for f in feedback if prompt[f.a] != "p3"]
+    one, two = (fit_reward(features, f, prompt, reference, Fit(folds=20), seed=0) for f in (ignored, without))
+
+    assert_allclose(one.weight, two.weight)
+    with pytest.raises(DataError, match="no votes"):
+        fit_reward(features, [vote(0, 1, "a", 0.0)], prompt, reference, Fit(), seed=0)
+
+
 @pytest.mark.parametrize("count", [20, 200, 400])
 def test_after_every_refit_the_untouched_models_answers_have_mean_0_and_std_1(count: int):
     features, feedback, prompt, reference = crowd(count)
