@@ -26,9 +26,10 @@ WHAT = {
 USE = {
     "adapter": "from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, folder)",
     "merged": "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)",
-    "reward": "from transformers import AutoModelForSequenceClassification\n\n"
+    "reward": "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+    "tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)\n"
     "model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)\n"
-    "score = model(input_ids, attention_mask).logits[:, 0]",
+    "score = model(input_ids, attention_mask).logits[:, 0]  # request and answer, as the chat template has it",
 }
 MEANT = {
     "adapter": "For research on learning from judgements, and for the taste it was made to learn.",

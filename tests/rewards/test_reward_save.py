@@ -130,7 +130,7 @@ def test_the_header_is_what_the_template_opens_an_answer_with():
 def test_a_pad_token_is_always_set(pad: str | None, tmp_path: Path):
     talk = chat(pad=pad)
     _, loaded = saved("llama", tmp_path / "r", talk)
-    tok = AutoTokenizer.from_pretrained(tmp_path / "r")
+    tok = AutoTokenizer.from_pretrained(tmp_path / "r", trust_remote_code=True)
 
     assert loaded.config.pad_token_id == tok.pad_token_id == 2
     assert (talk.tokenizer.pad_token is None) == (pad is None)  # the run's own tokenizer stays as it was
