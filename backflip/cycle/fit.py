@@ -11,7 +11,7 @@ from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, 
 from backflip.cycle.artefacts import load_answers, load_array, save_array, write_whole
 from backflip.cycle.tools import REFERENCE, Outcome, Tools
 from backflip.rewards.fit import Reward, fit_reward, require_preference
-from backflip.rewards.model import features_of, save_reward
+from backflip.rewards.model import emphasis, features_of, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
 from backflip.stats.bootstrap import Interval
@@ -43,7 +43,10 @@ def fit(number: int, tools: Tools) -> Outcome:
     tools.watcher.advance(number, f"{len(store.votes(upto=mark))} votes")
     seen = votes_table(tools, table, store.votes(stream="fit", upto=mark))
     reference = table[1][1]
-    reward = fit_reward(seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit, seed=tools.plan.seed)
+    reward = fit_reward(
+        seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit,
+        seed=tools.plan.seed, emphasis=emphasis(reference.shape[1])
+    )  # fmt: skip
     path = tools.round_dir(number) / "reward"
     write_whole(path, lambda part: save_reward(reward, part))
     tools.watcher.advance()
@@ -79,8 +82,8 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
     """(B, F) features of stored samples under the untouched model."""
     layer = middle_layer(tools.loaded.trunk.layers)
     answers = load_answers(tools.root, samples)
-    reading = tools.reader.read([tools.prompts[s.prompt_id] for s in samples], answers, layers=(layer,))
-    return features_of(reading, layer)
+    prompts = [tools.prompts[s.prompt_id] for s in samples]
+    return features_of(tools.reader.read(prompts, answers, layers=(layer,)), tools.chat, prompts, answers)
 
 
 def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: Sequence[Vote]) -> Table:

@@ -85,7 +85,7 @@ def _read(tools: Tools, samples: Sequence[Sample]) -> dict[str, Array]:
         if samples[0].policy != REFERENCE:
             policy = tools.reader.read(prompts, answers, tools.policy(samples[0].policy).adapter)
             kl = (policy.logp - reference.logp).mul(reference.mask).sum(1).double().cpu().numpy()
-        arrays = {"features": features_of(reference, layer), "logp_ref": logp_ref, "kl": kl}
+        arrays = {"features": features_of(reference, tools.chat, prompts, answers), "logp_ref": logp_ref, "kl": kl}
         write_whole(path, lambda part: _save_npz(part, arrays))
     return load_readings(path)
 

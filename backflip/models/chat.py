@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -30,15 +31,7 @@ class Chat:
 
         Raises: DataError when the prompt is empty, or with `max_tokens` of answer exceeds the model's context.
         """
-        if self.templated:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}], add_generation_prompt=True, tokenize=False
-            )
-            ids = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]
-        else:
-            ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-            if self.tokenizer.bos_token_id is not None:
-                ids = [self.tokenizer.bos_token_id, *ids]
+        ids = self._ids(prompt.text)
         if not ids:
             raise DataError(
                 f"Prompt {prompt.id} has no tokens: there is nothing to answer.\nWrite something, or drop it."
@@ -48,7 +41,22 @@ class Chat:
                 f"Prompt {prompt.id} has {len(ids)} tokens; with {max_tokens} for the answer it exceeds the model's "
                 f"context of {self.context}.\nShorten the prompt, or lower sampling.max_tokens."
             )
-        return [int(i) for i in ids]
+        return ids
+
+    @cached_property
+    def frame(self) -> frozenset[int]:
+        """The tokens that stand around any request: the template's words and the start token."""
+        return frozenset(self._ids(""))
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a request in its frame."""
+        if self.templated:
+            talk = [{"role": "user", "content": text}]
+            full = str(self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+            return [int(i) for i in self.tokenizer(full, add_special_tokens=False)["input_ids"]]
+        start = self.tokenizer.bos_token_id
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(i) for i in ([] if start is None else [start]) + ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer without its stop token."""

@@ -1,17 +1,37 @@
 """A saved reward model as Hugging Face loads it. This file is copied into its folder: it needs nothing of Backflip.
 
 score = (features - mean) / scale @ weight + bias, where the features are the final hidden state at the
-answer's last token and the mean over the answer's tokens of a middle layer's hidden states.
+answer's last token, the mean over the answer's tokens of a middle layer's hidden states, and five plain
+figures of the tokens themselves: how long, how much of it comes from the request, how little is said twice.
 """
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+TOKEN_FEATURES = 5
+"""Figures that `token_features` gives."""
+
+
+def token_features(request: Sequence[int], answer: Sequence[int], frame: Collection[int]) -> list[float]:
+    """Five figures of an answer's tokens, which a hidden state tells only roughly.
+
+    log length, its square, the share and the log count of the answer's distinct tokens that the request holds
+    (those of `frame`, the chat template's own, left out), and the share of its tokens that are distinct.
+    Raises: ValueError when the answer has no tokens.
+    """
+    if not answer:
+        raise ValueError("an answer has no tokens: nothing to score")
+    own = set(answer)
+    shared = len(own & set(request) - set(frame))
+    length = math.log(len(answer))
+    return [length, length**2, shared / len(own), math.log1p(shared), len(own) / len(answer)]
 
 
 class BackflipRewardConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -25,14 +45,16 @@ class BackflipRewardConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         layer: int = 1,
         header: Sequence[int] = (),
         stops: Sequence[int] = (),
+        frame: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         """`backbone`: the language model's configuration. `layer`: whose hidden states are averaged.
 
         `header`: the tokens that open an answer in the chat template, empty where there is none.
-        `stops`: the tokens that end an answer.
+        `stops`: the tokens that end an answer. `frame`: the tokens the template puts around any request.
         """
-        self.backbone, self.layer, self.header, self.stops = backbone, layer, list(header), list(stops)
+        self.backbone, self.layer = backbone, layer
+        self.header, self.stops, self.frame = list(header), list(stops), list(frame)
         super().__init__(**{"num_labels": 1} | kwargs)
 
 
@@ -63,7 +85,7 @@ class BackflipRewardModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         inner: Any = AutoConfig.for_model(**(config.backbone or {"model_type": "llama"}))
         self.backbone = AutoModel.from_config(inner)  # type: ignore[no-untyped-call]
-        self.head = Head(2 * int(inner.hidden_size))
+        self.head = Head(2 * int(inner.hidden_size) + TOKEN_FEATURES)
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -94,8 +116,18 @@ class BackflipRewardModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         final = out.last_hidden_state[torch.arange(len(last), device=last.device), last].float()
         middle = out.hidden_states[self.config.layer].float()
         pooled = torch.where(answer[..., None], middle, 0.0).sum(1) / answer.sum(1, keepdim=True)
-        logits = self.head(torch.cat([final, pooled], 1))
+        figures = torch.tensor(self.figures(input_ids, real, answer), device=final.device)
+        logits = self.head(torch.cat([final, pooled, figures], 1))
         return SequenceClassifierOutput(logits=logits)
+
+    def figures(self, input_ids: Tensor, real: Tensor, answer: Tensor) -> list[list[float]]:
+        """`token_features` of each row; the request is what stands before the answer."""
+        rows = []
+        for ids, kept, marked in zip(input_ids.tolist(), real.tolist(), answer.tolist(), strict=True):
+            first = marked.index(True)
+            request = [i for i, k in zip(ids[:first], kept[:first], strict=True) if k]
+            rows.append(token_features(request, [i for i, m in zip(ids, marked, strict=True) if m], self.config.frame))
+        return rows
 
     def find_answers(self, input_ids: Tensor, real: Tensor) -> Tensor:
         """(B, T) bool, True on each row's answer: after the last header, up to the first stop token.

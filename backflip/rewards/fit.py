@@ -64,12 +64,20 @@ class Reward(NamedTuple):
 
 
 def fit_reward(
-    features: Array, feedback: Sequence[Feedback], prompt: Sequence[str], reference: Array, config: Fit, *, seed: int
+    features: Array,
+    feedback: Sequence[Feedback],
+    prompt: Sequence[str],
+    reference: Array,
+    config: Fit,
+    *,
+    seed: int,
+    emphasis: Array | None = None,
 ) -> Reward:
     """Fit a reward to votes on answers with these features.
 
     Shapes: features (B, F), the answers' features that `feedback` indexes; prompt (B,), the prompt of each
-    answer; reference (R, F), features of the untouched model's answers, which fix mean 0 and std 1.
+    answer; reference (R, F), features of the untouched model's answers, which fix mean 0 and std 1;
+    emphasis (F,), how strongly each standardised feature counts (None: all alike).
     Raises: DataError when there is no vote to learn from, or every one of them is a tie.
     Source: Bradley & Terry 1952; ties after Rao & Kupper 1967; normalisation Ziegler et al. 2019
     (arXiv:1909.08593).
@@ -78,6 +86,8 @@ def fit_reward(
     require_preference([f.choice for f in feedback])
     mean, std = reference.mean(0), reference.std(0)
     scale = np.where(std > TINY, std, 1.0)  # what never varies there cannot be standardised
+    if emphasis is not None:
+        scale = scale / emphasis
     z = (features - mean) / scale
     gaps = np.stack([z[f.a] - z[f.b] for f in feedback])
     choice, weight = [f.choice for f in feedback], np.array([f.weight for f in feedback])

@@ -1,8 +1,9 @@
 """The reward model: a fitted linear head on the untouched model's hidden states. A `Scorer`.
 
-Features of an answer: the final hidden state at its last real token (whether and how it ended), and the
-mean over its tokens of a middle layer (what it says). The trunk never changes, so features are computed
-once per answer and serve every later refit.
+Features of an answer: the final hidden state at its last real token (whether and how it ended), the mean
+over its tokens of a middle layer (what it says), and five figures of its tokens (how long, how near the
+request, how repetitive). The trunk never changes, so features are computed once per answer and serve every
+later refit.
 """
 
 import json
@@ -15,15 +16,31 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from backflip.core.records import Answer, Prompt
+from backflip.models.chat import Chat
+from backflip.rewards.classifier import TOKEN_FEATURES, token_features
 from backflip.rewards.fit import Reward
-from backflip.sampling.score import Reader, Reading, middle_layer
+from backflip.sampling.score import Reader, Reading
 
 Array = NDArray[np.float64]
 
 
-def features_of(reading: Reading, layer: int) -> Array:
-    """(B, 2H) features of a reading by the untouched model that kept `layer`."""
-    return np.concatenate([reading.last.double().cpu().numpy(), reading.pooled[layer].double().cpu().numpy()], 1)
+TOKEN_WEIGHT = 5.0
+"""How much a token figure counts beside one hidden unit. Measured: docs/log.md."""
+
+
+def features_of(reading: Reading, chat: Chat, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
+    """(B, 2H + 5) features of B answers and their reading by the untouched model, with its one kept layer."""
+    asked = {p.id: chat.encode(p) for p in prompts}
+    tokens = [token_features(asked[p.id], a.tokens.tolist(), chat.frame) for p, a in zip(prompts, answers, strict=True)]
+    (pooled,) = reading.pooled.values()
+    return np.concatenate([reading.last.double().cpu().numpy(), pooled.double().cpu().numpy(), np.array(tokens)], 1)
+
+
+def emphasis(features: int) -> Array:
+    """(F,) how strongly each feature counts in a fit: the few token figures more than the many hidden units."""
+    out = np.ones(features)
+    out[-TOKEN_FEATURES:] = TOKEN_WEIGHT
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +52,8 @@ class RewardModel:
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
         """(B,) rewards; 0 is the untouched model's mean, 1 its standard deviation."""
-        layer = middle_layer(self.reader.trunk.layers)
-        return self.reward.score(features_of(self.reader.reference(prompts, answers), layer))
+        reading = self.reader.reference(prompts, answers)
+        return self.reward.score(features_of(reading, self.reader.chat, prompts, answers))
 
 
 def save_reward(reward: Reward, folder: Path) -> None:

@@ -35,6 +35,7 @@ def save_classifier(
         layer=middle_layer(trunk.layers),
         header=answer_header(chat),
         stops=chat.stops,
+        frame=sorted(chat.frame),
         pad_token_id=_pad(chat),
         eos_token_id=chat.tokenizer.eos_token_id,
     )

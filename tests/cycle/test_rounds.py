@@ -185,9 +185,10 @@ def _mean_score(tools: Tools, rows: list[Sample], reward_round: int) -> float:
 
     layer = middle_layer(tools.loaded.trunk.layers)
     answers = load_answers(tools.root, rows)
-    reading = tools.reader.read([tools.prompts[s.prompt_id] for s in rows], answers, layers=(layer,))
+    prompts = [tools.prompts[s.prompt_id] for s in rows]
+    reading = tools.reader.read(prompts, answers, layers=(layer,))
     reward = load_reward(tools.root / "rounds" / f"r{reward_round}" / "reward")
-    return float(reward.score(features_of(reading, layer)).mean())
+    return float(reward.score(features_of(reading, tools.chat, prompts, answers)).mean())
 
 
 def test_the_newest_reward_scores_every_round_again(store: Store, tools: Tools) -> None:
@@ -205,11 +206,10 @@ def test_every_reward_has_mean_0_and_std_1_on_the_untouched_models_answers(store
 
     rows = store.samples(round=1, purpose="rate")
     layer = middle_layer(tools.loaded.trunk.layers)
-    reading = tools.reader.read(
-        [tools.prompts[s.prompt_id] for s in rows], load_answers(tools.root, rows), layers=(layer,)
-    )
+    prompts, answers = [tools.prompts[s.prompt_id] for s in rows], load_answers(tools.root, rows)
+    features = features_of(tools.reader.read(prompts, answers, layers=(layer,)), tools.chat, prompts, answers)
     for number in (1, 2):
-        score = load_reward(tools.root / "rounds" / f"r{number}" / "reward").score(features_of(reading, layer))
+        score = load_reward(tools.root / "rounds" / f"r{number}" / "reward").score(features)
         assert (float(score.mean()), float(score.std())) == pytest.approx((0.0, 1.0), abs=1e-4)
 
 

@@ -49,6 +49,12 @@ def test_a_prompt_may_fill_the_context_to_the_last_token():
         talk.encode(RAGGED[0], 7)
 
 
+def test_the_frame_is_what_stands_around_every_request():
+    assert chat().frame == {USER, EOS, ASSISTANT}
+    assert chat(template=False).frame == {BOS}
+    assert chat(template=False, bos=False).frame == frozenset()
+
+
 def test_an_empty_prompt_is_refused_by_name():
     with pytest.raises(DataError, match="Prompt none has no tokens"):
         chat(template=False, bos=False).encode(prompt("none", ""))

@@ -18,6 +18,9 @@ FLAT = Fit(prior=(1e-3,))
 """Almost no prior: the fit is the maximum of the likelihood."""
 
 
+FAIR = Fit(prior=(30.0,))
+
+
 def vote(a: int, b: int, choice: str, weight: float = 1.0) -> Feedback:
     return Feedback(a=a, b=b, choice=choice, rater_id="r", weight=weight)  # type: ignore[arg-type]
 
@@ -103,6 +106,18 @@ def test_after_every_refit_the_untouched_models_answers_have_mean_0_and_std_1(co
 
     assert float(score.mean()) == pytest.approx(0.0, abs=1e-9)
     assert float(score.std()) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_an_emphasised_feature_is_as_if_its_standardised_value_were_that_much_larger():
+    features, feedback, prompt, reference = crowd(60)
+    strong = fit_reward(features, feedback, prompt, reference, FAIR, seed=0, emphasis=np.array([1.0, 5.0, 1.0, 1.0]))
+    plain = fit_reward(features, feedback, prompt, reference, FAIR, seed=0)
+    even = fit_reward(features, feedback, prompt, reference, FAIR, seed=0, emphasis=np.ones(4))
+
+    assert_allclose(even.score(features), plain.score(features))
+    assert strong.scale[1] == pytest.approx(plain.scale[1] / 5)
+    shrunk, free = raw_weights(plain)[1], raw_weights(strong)[1]
+    assert free < 1.2 * shrunk < 0  # the prior holds the emphasised weight (true value -2) back less
 
 
 def test_a_gap_times_the_slope_is_the_logit_of_the_vote():

@@ -8,15 +8,16 @@ from numpy.testing import assert_allclose
 from tiny import ANSWERS, ASKED, RAGGED, answer, chat, trunk_of
 
 from backflip.core.protocols import Scorer
+from backflip.rewards.classifier import TOKEN_FEATURES, token_features
 from backflip.rewards.fit import Reward
-from backflip.rewards.model import RewardModel, features_of, load_reward, save_reward
+from backflip.rewards.model import RewardModel, emphasis, features_of, load_reward, save_reward
 from backflip.sampling.score import Reader
 
 
 def reward_of(size: int, seed: int = 0) -> Reward:
-    """A made-up head on 2 * size features."""
-    draw = np.random.default_rng(seed)
-    mean, scale, weight = draw.normal(size=2 * size), draw.uniform(0.5, 2, size=2 * size), draw.normal(size=2 * size)
+    """A made-up head on the features of a model with `size` hidden units."""
+    draw, count = np.random.default_rng(seed), 2 * size + TOKEN_FEATURES
+    mean, scale, weight = draw.normal(size=count), draw.uniform(0.5, 2, size=count), draw.normal(size=count)
     return Reward(mean, scale, weight, 0.25, 0.5, 2.0, 300.0)
 
 
@@ -33,13 +34,34 @@ def test_a_score_is_standardise_then_linear():
     assert reward.score(np.array([[3.0, 5.0]])).tolist() == [7.5]
 
 
-def test_features_are_the_last_tokens_state_and_the_answers_mean(model: RewardModel):
+def test_features_are_the_last_tokens_state_the_answers_mean_and_its_token_figures(model: RewardModel):
     reading = model.reader.read(ASKED, ANSWERS, layers=(1,))
-    features = features_of(reading, 1)
+    talk = model.reader.chat
+    features = features_of(reading, talk, ASKED, ANSWERS)
 
-    assert features.shape == (6, 64)
+    assert features.shape == (6, 69)
     assert_allclose(features[:, :32], reading.last.numpy())
-    assert_allclose(features[:, 32:], reading.pooled[1].numpy())
+    assert_allclose(features[:, 32:64], reading.pooled[1].numpy())
+    figures = [
+        token_features(talk.encode(p), a.tokens.tolist(), talk.frame) for p, a in zip(ASKED, ANSWERS, strict=True)
+    ]
+    assert_allclose(features[:, 64:], figures)
+
+
+def test_token_figures_tell_length_what_is_taken_from_the_request_and_repetition():
+    # distinct 5 6 7 8; of these 5 and 6 are in the request, 7 only in its frame; 4 of 5 tokens are distinct
+    figures = token_features([7, 5, 6, 9, 7], [5, 6, 6, 7, 8], {7})
+
+    assert figures == pytest.approx([np.log(5), np.log(5) ** 2, 2 / 4, np.log(3), 4 / 5])
+
+
+def test_an_answer_without_tokens_has_no_figures():
+    with pytest.raises(ValueError, match="no tokens"):
+        token_features([1, 2], [], set())
+
+
+def test_the_token_figures_count_more_than_a_hidden_unit():
+    assert emphasis(69).tolist() == [1.0] * 64 + [5.0] * 5
 
 
 def test_other_answers_in_the_batch_do_not_change_a_score(model: RewardModel):
