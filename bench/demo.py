@@ -2,8 +2,9 @@
 
     python bench/demo.py [--quick] [--seeds 0,1,2] [--parallel N] [--threads N]
 
-A run that was cut off carries on. With --parallel above 1 the times are no measure of one demo alone, and
-the rows about time are left out. --quick runs one seed with fewer prompts and steps.
+A run that was cut off carries on. Time and memory are those of one more demo, `backflip demo` itself, alone on
+the machine, in an empty folder with an empty model cache. --quick runs one seed with fewer prompts and steps,
+and leaves the rows about the whole demo's time out.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,25 +56,38 @@ def one_run(seed: int, quick: bool, threads: int) -> dict[str, Any]:
     """Run one seed in a process of its own; its time, its peak memory and the tables of its final answers."""
     root = OUT / f"demo-{code()}-{'quick-' if quick else ''}s{seed}-t{threads}"
     plan = plan_of(seed, quick, threads)
-    whole = not root.exists()
     start_run(root, plan)
     script = (
         "import sys; from pathlib import Path; from backflip.cycle.run import run_rounds; run_rounds(Path(sys.argv[1]))"
     )
-    began = time.time()
     threads_env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     process = subprocess.Popen([sys.executable, "-c", script, str(root)], env=os.environ | threads_env)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"the run of seed {seed} failed; see {root}")
-    first = first_vote_at(root)
     return {
         "tables": {k: to_json(s) for k, s in zip(SIDES, final_sides(root), strict=True)},
-        "seconds": time.time() - began if whole else None,
-        "first_vote_s": first - began if whole else None,
         "peak_gb": usage.ru_maxrss * 1024 / 1e9,
         "steps_s": round_seconds(root),
     }
+
+
+def one_demo() -> dict[str, Any]:
+    """Run `backflip demo` as a newcomer does; its time, its peak memory and when the first vote was there."""
+    with tempfile.TemporaryDirectory(dir=OUT) as folder:
+        env = os.environ | {"BACKFLIP_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
+        began = time.time()
+        process = subprocess.Popen([sys.executable, "-m", "backflip", "demo"], env=env, cwd=folder)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit("backflip demo failed")
+        [root] = (Path(folder) / "runs").iterdir()
+        return {
+            "seconds": time.time() - began,
+            "first_vote_s": first_vote_at(root) - began,
+            "peak_gb": usage.ru_maxrss * 1024 / 1e9,
+            "steps_s": round_seconds(root),
+        }
 
 
 def final_sides(root: Path) -> tuple[Side, Side]:
@@ -121,7 +136,9 @@ def from_json(d: dict[str, Any]) -> Side:
     )
 
 
-def rows_of(parts: list[dict[str, Any]], seeds: list[int], quick: bool, timed: bool, command: str) -> list[Row]:
+def rows_of(
+    parts: list[dict[str, Any]], clock: dict[str, Any] | None, seeds: list[int], quick: bool, command: str
+) -> list[Row]:
     """The claims, worded as the project states them, over the seeds' tables."""
     pairs = [tuple(from_json(p["tables"][k]) for k in SIDES) for p in parts]
     raw = relative(raw_file("demo", f"seed{seeds[0]}", quick)).replace(f"seed{seeds[0]}", "seed*")
@@ -165,10 +182,11 @@ def rows_of(parts: list[dict[str, Any]], seeds: list[int], quick: bool, timed: b
     add("distinct-2 ratio to reference", mean_interval(ratios), "ratio", ">= 0.8")
     add("reference nats per token added", pooled(nats_per_prompt), "nats per token", "<= 0.7")
     add("mean length of an answer", pooled(lambda p, r: p.length.mean(1)), "tokens", "")
-    add("peak memory", max(p["peak_gb"] for p in parts), "GB", "<= 6")
-    if timed and all(p["seconds"] for p in parts):
-        add("minutes of the slowest demo", max(p["seconds"] for p in parts) / 60, "minutes", "<= 30")
-        add("seconds to the first vote", max(p["first_vote_s"] for p in parts), "seconds", "<= 60")
+    add("peak memory", max(p["peak_gb"] for p in [*parts, *([clock] if clock else [])]), "GB", "<= 6")
+    if clock:
+        raw = relative(raw_file("demo", "clock", quick))
+        add("minutes of one demo", clock["seconds"] / 60, "minutes", "<= 30")
+        add("seconds to the first vote", clock["first_vote_s"], "seconds", "<= 60")
     return rows
 
 
@@ -204,16 +222,15 @@ def main() -> None:
     def make(seed: int) -> dict[str, Any]:
         settings = {"seed": seed, "threads": args.threads, "parallel": args.parallel}
         result = part("demo", f"seed{seed}", args.quick, settings, lambda: one_run(seed, args.quick, args.threads))
-        print(
-            json.dumps({"seed": seed, "seconds": result["seconds"], "peak_gb": round(result["peak_gb"], 2)}), flush=True
-        )
+        print(json.dumps({"seed": seed, "peak_gb": round(result["peak_gb"], 2)}), flush=True)
         return result
 
     with ThreadPoolExecutor(args.parallel) as pool:
         parts = list(pool.map(make, seeds))
+    clock = None if args.quick else part("demo", "clock", False, {}, one_demo)
     command = "python bench/demo.py" + (" --quick" if args.quick else "")
     command += f" --parallel {args.parallel} --threads {args.threads}" if args.parallel > 1 else ""
-    rows = rows_of(parts, seeds, args.quick, args.parallel == 1, command)
+    rows = rows_of(parts, clock, seeds, args.quick, command)
     write_results("demo", rows, args.quick, seeds, {"parallel": args.parallel, "threads": args.threads})
 
 
