@@ -25,9 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from table import ROOT, Row, code, part, raw_file, relative, write_results
 
+from backflip.cycle.folder import DATABASE, PLAN, start_run
 from backflip.cycle.measure import load_readings, readings_path, side
 from backflip.cycle.plan import Model, Plan, read_plan
-from backflip.cycle.run import DATABASE, PLAN, start_run
 from backflip.measure.compare import Side, distinct_ratio, largest_share
 from backflip.rewards.model import load_reward
 from backflip.stats.bootstrap import Interval, bootstrap_mean, paired_difference, win_shares

@@ -13,6 +13,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("backflip", deadline=None, derandomize=True, database=None)
 settings.load_profile("backflip")
 
+pytest_plugins = ["postgresql"]
+
 SKIPS: pytest.StashKey[list[str]] = pytest.StashKey()
 
 

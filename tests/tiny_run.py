@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from backflip.core.records import Prompt
+from backflip.cycle.folder import start_run
 from backflip.cycle.plan import Measure, Model, Plan, Rate, Sampling, TaskPlan
-from backflip.cycle.run import start_run
 from backflip.models.chat import open_chat
 from backflip.models.load import load_model
 from backflip.policies.ppo import PPO, Tools

@@ -31,8 +31,8 @@ def demo_plan(seed: int | None, rounds: int | None) -> "Plan":
 
 def _start(folder: Path | None, plan: "Plan", *, changed: bool) -> Path:
     """The folder of a new demo, or of the one to carry on: the one named, else the newest unfinished one."""
+    from backflip.cycle.folder import PLAN, new_folder
     from backflip.cycle.overview import unfinished_run
-    from backflip.cycle.run import PLAN, new_folder
 
     root = folder or unfinished_run(plan) or new_folder("demo")
     if changed or not (root / PLAN).is_file():

@@ -28,14 +28,13 @@ def write_run_report(root: Path) -> "ReportData":
     """Write the report of the run in `root` and return its figures. Raises: BackflipError when it has not begun."""
     from backflip.core.records import Judged, Prompt, Sample
     from backflip.cycle.artefacts import disk_error
+    from backflip.cycle.folder import PLAN, has_begun, run_store
     from backflip.cycle.plan import read_plan
-    from backflip.cycle.run import DATABASE, PLAN
     from backflip.report import gather, write_report
-    from backflip.store import open_store
     from backflip.tasks import TASKS
 
     plan = read_plan(root / PLAN)
-    if not (root / DATABASE).exists():
+    if not has_begun(root, plan):
         raise BackflipError(
             f"{root} has not begun, so there is nothing to report.\nStart it with: backflip run --dir {root}"
         )
@@ -44,7 +43,7 @@ def write_run_report(root: Path) -> "ReportData":
     def judge(prompt: Prompt, sample: Sample) -> Judged | None:
         return utility.judge(prompt, sample.text, sample.ended) if utility else None
 
-    with open_store(root / DATABASE) as store:
+    with run_store(root, plan) as store:
         data = gather(store, judge=judge, kl_target=plan.ppo.kl_target)
     try:
         write_report(root / PAGE, data)

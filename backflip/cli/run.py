@@ -57,9 +57,9 @@ def carry_on(root: Path, watcher: Any) -> None:
 
 def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> Path:
     """The folder of the run that is meant, made if it is new."""
+    from backflip.cycle.folder import PLAN, new_folder
     from backflip.cycle.overview import unfinished_run
     from backflip.cycle.plan import Plan, read_plan
-    from backflip.cycle.run import PLAN, new_folder
 
     if file is None and not changes:
         return run_folder(folder)
@@ -74,7 +74,7 @@ def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> P
 
 def make_run(root: Path, plan: "Plan") -> None:
     """Make the folder of a run. Raises: ConfigError when it cannot be made or holds a run with another plan."""
-    from backflip.cycle.run import start_run
+    from backflip.cycle.folder import start_run
 
     try:
         start_run(root, plan)

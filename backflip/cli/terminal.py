@@ -33,7 +33,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 def run_folder(wanted: Path | None) -> Path:
     """The run folder that is meant. Raises: ConfigError when there is none."""
-    from backflip.cycle.run import PLAN, newest_run
+    from backflip.cycle.folder import PLAN, newest_run
 
     if wanted is None:
         return newest_run()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from backflip.core.errors import BackflipError
 from backflip.core.records import Metric
+from backflip.cycle.folder import LOCK, OWNER, PLAN, has_begun, last_worked_on, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.round import STEPS
-from backflip.cycle.run import DATABASE, LOCK, PLAN
-from backflip.store import Store, open_store
+from backflip.store import Store
 
 TOLD = (
     "reward/heldout_accuracy",
@@ -64,9 +64,9 @@ def overview(root: Path) -> Overview:
         run=str(root), model=plan.model.name, task=plan.task.name, process=running(root),
         rounds_planned=plan.rounds, steps_planned=plan.ppo.steps,
     )  # fmt: skip
-    if not (root / DATABASE).exists():
+    if not has_begun(root, plan):
         return begun
-    with open_store(root / DATABASE) as store:
+    with run_store(root, plan) as store:
         newest = {m.name: m for m in store.metrics() if m.name in TOLD and m.tick == 0}
         return replace(
             begun,
@@ -88,7 +88,7 @@ def running(root: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         try:
-            return int((root / "run.pid").read_text())
+            return int((root / OWNER).read_text())
         except (OSError, ValueError):
             return 0
     finally:
@@ -98,11 +98,10 @@ def running(root: Path) -> int | None:
 
 def unfinished_run(plan: Plan, root: Path = Path("runs")) -> Path | None:
     """The newest run below `root` that has this very plan and is not finished."""
-    files = sorted(root.glob(f"*/{PLAN}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for file in files:
+    for folder in sorted((p.parent for p in root.glob(f"*/{PLAN}")), key=last_worked_on, reverse=True):
         try:
-            if read_plan(file) == plan and not is_finished(file.parent, plan):
-                return file.parent
+            if read_plan(folder / PLAN) == plan and not is_finished(folder, plan):
+                return folder
         except BackflipError:  # a damaged run is no reason not to start another
             continue
     return None
@@ -110,9 +109,9 @@ def unfinished_run(plan: Plan, root: Path = Path("runs")) -> Path | None:
 
 def is_finished(root: Path, plan: Plan) -> bool:
     """Whether the last step of the last round is done."""
-    if not (root / DATABASE).exists():
+    if not has_begun(root, plan):
         return False
-    with open_store(root / DATABASE) as store:
+    with run_store(root, plan) as store:
         return _finished(store, plan)
 
 

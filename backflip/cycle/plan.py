@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
 from backflip.policies.ppo import PPO
@@ -114,6 +115,9 @@ class Plan:
     """Rounds of sample, rate, fit, optimise, measure."""
     seed: int = 0
     """Seed of everything random; the same plan and seed give the same run."""
+    database: str = ""
+    """Where votes and figures are kept: empty for a file in the run's folder, or a URL as
+    postgresql://user@host/name, without the password: that stands in PGPASSWORD or ~/.pgpass."""
     model: Model = Model()
     task: TaskPlan = field(default_factory=TaskPlan)
     sampling: Sampling = Sampling()
@@ -127,6 +131,8 @@ class Plan:
         """Refuse what cannot work."""
         require(self.rounds >= 1, "rounds", "a whole number of 1 or more")
         require(self.seed >= 0, "seed", "a whole number of 0 or more")
+        fits = self.database.startswith("postgresql://") and urlsplit(self.database).password is None
+        require(not self.database or fits, "database", "empty, or postgresql://user@host/name without a password")
 
 
 def read_plan(path: Path) -> Plan:

@@ -10,8 +10,8 @@ from backflip.rewards.save import save_classifier
 def publish(number: int, tools: Tools) -> None:
     """Write `models/` of the run after round `number`; what is there already stays.
 
-    `models/adapter` is the policy in peft's format, `models/policy` the same merged into a plain Hugging Face
-    folder, `models/reward` the newest reward as a sequence classifier with one label.
+    `models/adapter` is the policy in peft's format (not after full fine-tuning), `models/policy` the same merged
+    into a plain Hugging Face folder, `models/reward` the newest reward as a sequence classifier with one label.
     """
     plan = (tools.root / "plan.toml").read_text(encoding="utf-8")
     votes, base = len(tools.store.votes()), tools.loaded.source
@@ -25,6 +25,8 @@ def publish(number: int, tools: Tools) -> None:
         ),
         "reward": lambda part: save_classifier(reward, part, base=base, plan=plan, votes=votes),
     }
+    if not adapter.rank:
+        del makers["adapter"]
     for name, make in makers.items():
         folder = tools.root / "models" / name
         if not folder.exists():

@@ -1,31 +1,28 @@
-"""A run: a folder, a plan, a store, and rounds until the plan's budget is spent."""
+"""A run: rounds until the plan's budget is spent, from wherever it stopped."""
 
 import json
 import os
 import platform
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from backflip.core.errors import BackflipError, BusyError, ConfigError
+from backflip.core.errors import BackflipError, ConfigError, DataError
 from backflip.core.records import ModelVersion, Prompt
-from backflip.cycle.artefacts import remove, write_whole
+from backflip.cycle.artefacts import remove
+from backflip.cycle.folder import PLAN, only_process, run_store
 from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.cycle.publish import publish
 from backflip.cycle.round import run_round
 from backflip.cycle.tools import REFERENCE, Silent, Tools, Watcher, torch_dtype
 from backflip.models.chat import Chat, open_chat
 from backflip.models.load import load_model, pick_device
+from backflip.models.trunk import fingerprint
 from backflip.raters.personas import SimulatedCrowd
-from backflip.store import Store, open_store
+from backflip.store import Store
 from backflip.tasks import TASKS
-
-PLAN, DATABASE, LOCK = "plan.toml", "run.db", "run.lock"
 
 
 def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
@@ -35,55 +32,13 @@ def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
     ConfigError or DataError for a plan, prompts or model that do not fit.
     """
     plan = read_plan(root / PLAN)
-    with only_process(root), open_store(root / DATABASE) as store:
+    with only_process(root), run_store(root, plan) as store:
         for part in sorted(root.rglob("*.part")):
             remove(part)  # left by a process that was killed
         tools = open_tools(root, plan, store, watcher or Silent())
         for number in range(1, plan.rounds + 1):
             run_round(number, tools)
         publish(plan.rounds, tools)
-
-
-def start_run(root: Path, plan: Plan) -> None:
-    """Make the folder of a new run. Raises: ConfigError when it already holds a run with another plan."""
-    file = root / PLAN
-    text = plan_toml(plan)
-    if file.exists():
-        if read_plan(file) == plan:
-            return
-        raise ConfigError(
-            f"{root} already holds a run with another plan.\nChoose another folder with --dir, "
-            f"or carry on that run as it is with: backflip run --dir {root}"
-        )
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_whole(file, write)
-
-
-@contextmanager
-def only_process(root: Path) -> Iterator[None]:
-    """Hold the run's lock; the system lets it go when the process ends, however it ends.
-
-    Raises: BusyError naming the process that holds it.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(root / LOCK), root / "run.pid"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = owner.read_text().strip() if owner.exists() else "unknown"
-        raise BusyError(
-            f"{root} is being run by process {who}.\n"
-            "A run takes one process at a time, so that nothing is done twice.\n"
-            "Wait for it, stop it, or start another run with --dir."
-        ) from None
-    try:
-        owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        lock.release()
 
 
 def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
@@ -106,6 +61,7 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
     _check_prompts(prompts, chat, plan)
     tools = Tools(root, store, loaded, chat, {p.id: p for p in prompts}, utility, crowd, watcher, plan)
+    _check_model(root, store, fingerprint(loaded.trunk))
     with store.begin() as tx:
         tx.add_prompts(prompts)
         tx.add_raters(list(crowd.raters()))
@@ -113,6 +69,23 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
         for key, value in _facts(plan, utility.weights).items():
             tx.set_note(key, value)
     return tools
+
+
+def _check_model(root: Path, store: Store, found: str) -> None:
+    """Refuse to go on with other weights: what is stored of the answers was read by the untouched model.
+
+    Raises: DataError when the run began with another model.
+    """
+    known = store.note("reference")
+    if known is None:
+        with store.begin() as tx:
+            tx.set_note("reference", found)
+    elif known != found:
+        raise DataError(
+            f"The model of {root} is not the model this run began with: its weights have changed.\n"
+            "Perhaps its folder was overwritten, or model.dtype is another. Features and KL would not fit together.\n"
+            "Put the former weights back, or start a new run with --dir."
+        )
 
 
 def _check_prompts(prompts: list[Prompt], chat: Chat, plan: Plan) -> None:
@@ -143,18 +116,3 @@ def _facts(plan: Plan, weights: Mapping[str, float]) -> dict[str, str]:
         "machine": ", ".join(machine),
         "versions": json.dumps({"python": platform.python_version(), **{p: version(p) for p in packages}}),
     }
-
-
-def newest_run(root: Path = Path("runs")) -> Path:
-    """The run folder below `root` that was worked on last. Raises: ConfigError when there is none."""
-    found = sorted((p.parent for p in root.glob(f"*/{PLAN}")), key=lambda p: (p / PLAN).stat().st_mtime)
-    if not found:
-        raise ConfigError(
-            f"There is no run below {root.resolve()}.\nStart one with: backflip demo, or backflip run plan.toml"
-        )
-    return found[-1]
-
-
-def new_folder(name: str, root: Path = Path("runs")) -> Path:
-    """A fresh folder name below `root`, by time."""
-    return root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -8,14 +8,13 @@ import torch
 from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
+from backflip.cycle.folder import PLAN, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
-from backflip.cycle.run import DATABASE, PLAN
 from backflip.cycle.tools import REFERENCE, torch_dtype
 from backflip.models.chat import open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.policies.state import load_state
 from backflip.sampling.engine import Engine
-from backflip.store import open_store
 
 
 @dataclass(eq=False)
@@ -53,7 +52,7 @@ def open_talk(
     Raises: BackflipError when the run has no finished policy yet; DataError when its model cannot be loaded.
     """
     plan = read_plan(root / PLAN)
-    policy = None if base else newest_policy(root)
+    policy = None if base else newest_policy(root, plan)
     if plan.model.threads:
         torch.set_num_threads(plan.model.threads)
     engine = _engine(root, plan, policy, temperature or plan.sampling.temperature)
@@ -61,11 +60,11 @@ def open_talk(
     return Talk(version, engine, max_tokens or plan.sampling.max_tokens, plan.seed if seed is None else seed)
 
 
-def newest_policy(root: Path) -> ModelVersion:
+def newest_policy(root: Path, plan: Plan) -> ModelVersion:
     """The run's last finished policy. Raises: BackflipError when there is none."""
     found = []
-    if (root / DATABASE).exists():
-        with open_store(root / DATABASE) as store:
+    if has_begun(root, plan):
+        with run_store(root, plan) as store:
             found = store.models(kind="policy")
     if not found:
         raise BackflipError(

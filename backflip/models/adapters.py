@@ -1,4 +1,4 @@
-"""LoRA adapters: plain float32 masters, handed to the forward as an argument.
+"""Adapters, LoRA or full: plain float32 masters, handed to the forward as an argument.
 
 The adapter's role (policy, reward, value; none is the reference) is decided by whoever calls the
 forward; no model carries one as state.
@@ -18,10 +18,11 @@ from backflip.core.rng import generator
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """Low-rank changes to linear layers: W + scale * B A.
+    """Changes to linear layers: W + scale * B A of low rank, or with rank 0 a full change W + B.
 
     `a[name]` is (rank, in) and `b[name]` is (out, rank), float32, keyed by the layer's name in the
-    Hugging Face model (without ".weight"). Source: Hu et al. 2021 (arXiv:2106.09685).
+    Hugging Face model (without ".weight"); with rank 0 `a` is empty and `b[name]` is (out, in): full fine-tuning,
+    with the untouched weights beside it. Source: Hu et al. 2021 (arXiv:2106.09685).
     """
 
     a: dict[str, Tensor]
@@ -31,21 +32,24 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
-        return self.alpha / self.rank
+        """alpha / rank; 1 for a full change."""
+        return self.alpha / self.rank if self.rank else 1.0
 
     def parameters(self) -> Iterator[Tensor]:
         """The trainable tensors, in the order of their layers' names, so that a loaded adapter has the same."""
-        for name in sorted(self.a):
-            yield self.a[name]
+        for name in sorted(self.b):
+            if self.rank:
+                yield self.a[name]
             yield self.b[name]
 
     def delta(self, name: str) -> Tensor:
         """(out, in) float32 change of one layer's weight."""
-        return self.b[name] @ self.a[name] * self.scale
+        return self.b[name] @ self.a[name] * self.scale if self.rank else self.b[name]
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors by name in peft's file format, detached."""
+        """Tensors by name, detached: in peft's file format, or "NAME.full.weight" for a full change."""
+        if not self.rank:
+            return {f"{name}.full.weight": change.detach() for name, change in self.b.items()}
         out: dict[str, Tensor] = {}
         for name in self.a:
             out[f"base_model.model.{name}.lora_A.weight"] = self.a[name].detach()
@@ -58,11 +62,14 @@ def new_adapter(
 ) -> Adapter:
     """A fresh adapter for layers of shape (out, in): A uniform as in peft's default (Kaiming), B zero.
 
-    The change is therefore exactly zero at the start.
+    The change is therefore exactly zero at the start. With rank 0 it is full, and zero too.
     """
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
     for name, (out, fan_in) in shapes.items():
+        if not rank:
+            b[name] = torch.zeros(out, fan_in, device=device, requires_grad=True)
+            continue
         bound = 1.0 / float(np.sqrt(fan_in))
         draw = generator(seed, "lora", name).uniform(-bound, bound, (rank, fan_in)).astype(np.float32)
         a[name] = torch.from_numpy(draw).to(device).requires_grad_()
@@ -77,7 +84,7 @@ def adapter_from_state(
 
     Raises: DataError when a tensor is no lora_A or lora_B, or one of the two is missing.
     """
-    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
+    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}} if rank else {"full": {}}
     for key, value in state.items():
         name, _, part = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         if part not in parts:
@@ -86,6 +93,8 @@ def adapter_from_state(
                 "It may be a DoRA adapter or carry trained embeddings. Give a plain LoRA adapter."
             )
         parts[part][name] = value.detach().to(device, torch.float32).clone().requires_grad_()
+    if not rank:
+        return Adapter({}, parts["full"], rank, alpha)
     a, b = parts["lora_A"], parts["lora_B"]
     if a.keys() != b.keys():
         raise DataError(
@@ -103,10 +112,12 @@ def adapted_linear(
     Shapes: x (N, in), weight (out, in) -> (N, out). Gradient flows into x and the adapter's tensors.
     An adapter may change some of the layers only.
     """
-    y = torch.nn.functional.linear(x, weight, bias)
-    changed = [n for n in layers if adapter is not None and n in adapter.a]
+    changed = [n for n in layers if adapter is not None and n in adapter.b]
     if adapter is None or not changed:
-        return y
+        return torch.nn.functional.linear(x, weight, bias)
+    if not adapter.rank:
+        return torch.nn.functional.linear(x, changed_weight(weight, adapter, layers), bias)
+    y = torch.nn.functional.linear(x, weight, bias)
     down = torch.nn.functional.linear(x, torch.cat([adapter.a[n] for n in changed]).to(x.dtype))
     low = dict(zip(changed, down.chunk(len(changed), -1), strict=True))
     parts = [
@@ -116,6 +127,15 @@ def adapted_linear(
         for n, rows in layers.items()
     ]
     return y + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+
+
+def changed_weight(weight: Tensor, adapter: Adapter, layers: Mapping[str, int]) -> Tensor:
+    """`weight` (out, in), fused row-wise from `layers`, with the adapter's change, summed in float32."""
+    parts = [
+        adapter.delta(n) if n in adapter.b else weight.new_zeros(rows, weight.shape[1], dtype=torch.float32)
+        for n, rows in layers.items()
+    ]
+    return (weight.float() + torch.cat(parts)).to(weight.dtype)
 
 
 def upper_layers(shapes: Mapping[str, tuple[int, int]], share: float) -> dict[str, tuple[int, int]]:

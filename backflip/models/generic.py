@@ -56,11 +56,11 @@ class Generic:
         return Hidden(out.last_hidden_state[where], kept)
 
     def _changed(self, adapter: Adapter | None) -> dict[str, Tensor]:
-        """Parameters the adapter replaces: W + scale * B A, differentiable."""
+        """Parameters the adapter replaces, differentiable."""
         if adapter is None:
             return {}
         out = {}
-        for name in adapter.a:
+        for name in adapter.b:
             layer = self.linears[name]
             delta = adapter.delta(name)
             weight: Tensor = layer.weight

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from backflip.models.adapters import Adapter, adapted_linear
+from backflip.models.adapters import Adapter, adapted_linear, changed_weight
 from backflip.models.packed import Packed, pack
 from backflip.models.trunk import Decoder, Hidden
 
@@ -184,13 +184,8 @@ class Llama:
             for i, w in enumerate(self.blocks):
                 new = {}
                 for field, layers in self.fused[i].items():
-                    if any(n in adapter.a for n in layers):
-                        weight = getattr(w, field).float()
-                        parts = [
-                            adapter.delta(n) if n in adapter.a else weight.new_zeros(rows, weight.shape[1])
-                            for n, rows in layers.items()
-                        ]
-                        new[field] = (weight + torch.cat(parts)).to(self.dtype)
+                    if any(n in adapter.b for n in layers):
+                        new[field] = changed_weight(getattr(w, field), adapter, layers)
                 blocks.append(replace(w, **new))
         return Llama(self.config, self.embedding, blocks, self.norm, self.output)
 

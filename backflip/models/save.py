@@ -42,8 +42,11 @@ MEANT = {
 def save_adapter(adapter: Adapter, folder: Path, base: str, *, plan: str = "", votes: int | None = None) -> None:
     """Write `adapter_model.safetensors`, `adapter_config.json` and a card, as peft does.
 
-    `base` is the folder or Hub id of the model it was made for. Raises: OSError when the disk is full.
+    `base` is the folder or Hub id of the model it was made for.
+    Raises: OSError when the disk is full; ValueError for a full change, which peft's format does not know.
     """
+    if not adapter.rank:
+        raise ValueError("a full change is no adapter in peft's format: save the merged model")
     from peft import LoraConfig, TaskType  # slow to import, and only needed here
 
     folder.mkdir(parents=True, exist_ok=True)

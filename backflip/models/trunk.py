@@ -1,5 +1,6 @@
 """The protocol of a causal language model here: our Llama forward, or any Hugging Face model."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,24 @@ class Hidden:
 
     final: Tensor
     kept: dict[int, Tensor]
+
+
+SAMPLED = 65_536
+"""Weights of a tensor that its fingerprint reads, evenly spread."""
+
+
+def fingerprint(trunk: "Trunk") -> str:
+    """32 hex digits that differ between two models unless their weights agree wherever they are read.
+
+    Every tensor's name, shape and type, and up to `SAMPLED` of its weights.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(trunk.state().items()):
+        flat = tensor.detach().reshape(-1)
+        part = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(part.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Decoder(Protocol):

@@ -45,7 +45,8 @@ class PPO:
     learning_rate: float = 1.5e-3
     """Adam's learning rate for the policy's adapter."""
     rank: int = 16
-    """Rank of the policy's adapter."""
+    """Rank of the policy's adapter; 0 trains every weight of the layers (full fine-tuning; take a learning rate
+    near 1e-5)."""
     adapted: float = 0.5
     """Share of the model's layers that the adapter changes, counted from the top; fewer layers, faster steps."""
     alpha: float = 32.0
@@ -82,7 +83,6 @@ class PPO:
             "answers",
             "epochs",
             "minibatches",
-            "rank",
             "critic_epochs",
             "kl_horizon",
             "micro",
@@ -99,6 +99,7 @@ class PPO:
             "max_norm",
         ):
             require(getattr(self, key) > 0, key, "a number above 0")
+        require(self.rank >= 0, "rank", "a whole number of 0 or more")
         require(0 < self.adapted <= 1, "adapted", "a number above 0, up to 1")
         require(0 <= self.lam <= 1, "lam", "a number from 0 to 1")
         require(self.missing_end_penalty >= 0, "missing_end_penalty", "0 or more")

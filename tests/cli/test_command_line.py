@@ -68,7 +68,7 @@ def test_ctrl_c_in_any_command_is_one_line(backflip, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("backflip.cycle.run.newest_run", stop)
+    monkeypatch.setattr("backflip.cycle.folder.newest_run", stop)
     said = backflip("status")
 
     assert said.code == 130

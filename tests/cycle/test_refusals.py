@@ -18,9 +18,10 @@ from backflip.core.errors import BackflipError, BusyError, ConfigError, DataErro
 from backflip.core.records import Choice, Rater, Vote
 from backflip.cycle import artefacts
 from backflip.cycle.artefacts import load_array, save_array, write_whole
+from backflip.cycle.folder import only_process, start_run
 from backflip.cycle.plan import Rate, TaskPlan, plan_toml, read_plan
 from backflip.cycle.round import run_round
-from backflip.cycle.run import only_process, open_tools, run_rounds, start_run
+from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent, Tools
 from backflip.raters.personas import Crowd, Persona
 from backflip.store import Store, open_store

@@ -1,5 +1,6 @@
 """Two rounds on a tiny model, watched from outside: what happens, in which order, on which prompts."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_run import new_run
 
+from backflip.core.errors import DataError
 from backflip.core.records import Pair, Sample, Vote
 from backflip.cycle import fit
 from backflip.cycle import round as cycle_round
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent, Tools
+from backflip.policies.ppo import PPO
 from backflip.rewards.model import features_of, load_reward
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import middle_layer
@@ -255,3 +258,29 @@ def _worth(vote: Vote, pair: Pair, samples: dict[str, Sample]) -> float:
         return 0.5
     chosen = pair.sample_a if vote.choice == "a" else pair.sample_b
     return float(samples[chosen].policy != "reference")
+
+
+def test_a_run_with_full_fine_tuning_ends_in_a_merged_model_and_no_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    ppo = PPO(steps=2, prompts=4, answers=4, rank=0, learning_rate=1e-3, micro=6)
+    root = new_run(tmp_path / "run", tiny_model, rounds=1, ppo=ppo)
+    run_rounds(root)
+
+    assert sorted(p.name for p in (root / "models").iterdir()) == ["policy", "reward"]
+    with open_store(root / "run.db") as store:
+        [kl] = store.metrics(round=1, name="monitor/kl")
+    assert kl.value > 0.001  # it has moved
+
+
+def test_answers_read_by_another_model_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    root = new_run(tmp_path / "run", folder, rounds=1)
+    run_rounds(root)
+    run_rounds(root)  # the same model goes on
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.01
+    save_file(weights, file, metadata={"format": "pt"})
+
+    with pytest.raises(DataError, match=r"not the model this run began with(.|\n)*--dir"):
+        run_rounds(root)

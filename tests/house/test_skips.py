@@ -19,11 +19,12 @@ XFAILS = "import pytest\n\n@pytest.mark.xfail(reason='known')\ndef test_xfails()
 
 def session(folder: Path, ci: str, *tests: str) -> subprocess.CompletedProcess[str]:
     """A pytest session of its own, under the project's conftest."""
-    shutil.copy(CONFTEST, folder / "conftest.py")
+    for file in (CONFTEST, CONFTEST.with_name("postgresql.py")):
+        shutil.copy(file, folder / file.name)
     for i, text in enumerate(tests):
         (folder / f"test_{i}.py").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
-    env = {**os.environ, "CI": ci, "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "CI": ci, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 

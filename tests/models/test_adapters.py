@@ -1,5 +1,7 @@
 """LoRA as an argument of the forward: its role is decided by the caller, and nothing stays behind."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch.testing import assert_close
 
 from backflip.core.errors import DataError
 from backflip.models.adapters import Adapter, adapter_from_state, new_adapter, upper_layers
+from backflip.models.generic import Generic
 from backflip.models.logp import token_logp
 from backflip.models.packed import Packed
+from backflip.models.save import save_adapter
 from backflip.models.trunk import Trunk
 from backflip.sampling.score import Reader, pack_answers
 
@@ -192,6 +196,55 @@ def test_a_fresh_adapter_depends_on_its_seed_and_layer_only():
     assert not torch.equal(one.a["x.0.q"], one.a["x.1.q"])
     assert not torch.equal(one.a["x.0.q"], other.a["x.0.q"])
     assert float(one.a["x.0.q"].detach().abs().max()) <= 1 / np.sqrt(6)
+
+
+def full(trunk: Trunk, share: float = 1.0) -> Adapter:
+    """A full change that is not zero."""
+    adapter = new_adapter(upper_layers(trunk.linear_shapes(), share), rank=0, alpha=8.0, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    for p in adapter.parameters():
+        p.data.normal_(0, 0.1, generator=draw)
+    return adapter
+
+
+@both
+def test_a_full_change_is_zero_at_first_and_merges_to_what_the_forward_computes(family: str):
+    trunk, _ = trunk_of(family)
+    plain = trunk.hidden(batch_of(trunk)).final
+    fresh = new_adapter(trunk.linear_shapes(), rank=0, alpha=8.0, seed=0)
+    moved = full(trunk)
+    argument = trunk.hidden(batch_of(trunk), moved).final
+
+    assert torch.equal(trunk.hidden(batch_of(trunk), fresh).final, plain)
+    assert_close(trunk.merged(moved).hidden(batch_of(trunk)).final, argument, atol=1e-5, rtol=1e-5)
+    assert (argument - plain).abs().max() > 0.1
+    assert torch.equal(trunk.hidden(batch_of(trunk)).final, plain)
+
+
+@both
+def test_the_gradient_of_a_full_change_is_that_of_the_weight_itself(family: str):
+    trunk, oracle = trunk_of(family)
+    adapter = new_adapter(trunk.linear_shapes(), rank=0, alpha=8.0, seed=0)
+    policy_loss(trunk, adapter, checkpoint=False).backward()
+    body = Generic(oracle)
+    merged = {n: m.weight.requires_grad_() for n, m in body.linears.items()}
+    policy_loss(body, None, checkpoint=False).backward()  # type: ignore[arg-type]
+
+    assert merged.keys() == adapter.b.keys()
+    for name, weight in merged.items():
+        expected = weight.grad.T if family == "gpt2" else weight.grad
+        assert_close(adapter.b[name].grad, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_a_saved_full_change_comes_back_and_is_no_adapter_for_peft(tmp_path: Path):
+    trunk, _ = trunk_of("llama")
+    moved = full(trunk, 0.5)
+    back = adapter_from_state(moved.state(), rank=0, alpha=8.0)
+
+    assert [p.tolist() for p in back.parameters()] == [p.tolist() for p in moved.parameters()]
+    assert sorted(back.b) == sorted(moved.b) != sorted(trunk.linear_shapes())
+    with pytest.raises(ValueError, match="save the merged model"):
+        save_adapter(moved, tmp_path / "adapter", "base")
 
 
 def test_the_upper_half_of_five_blocks_is_the_last_two():

@@ -59,6 +59,14 @@ def test_what_is_paid_for_rises(tiny_model: Path) -> None:
     assert last > first + 0.2
 
 
+def test_full_fine_tuning_climbs_too_and_starts_at_ratio_1(tiny_model: Path) -> None:
+    steps = run(tiny_model, Pay(1.0), rank=0, learning_rate=3e-3)
+    first, last = shares(steps)
+
+    assert last > first + 0.2
+    assert [s.metrics["val/ratio_first"] for s in steps] == pytest.approx([1.0] * len(steps), abs=1e-5)
+
+
 def test_what_costs_falls(tiny_model: Path) -> None:
     first, last = shares(run(tiny_model, Pay(-1.0)))
 

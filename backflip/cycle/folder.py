@@ -1,0 +1,117 @@
+"""A run's folder: what lies where in it, who works on it, and where its store is."""
+
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from backflip.core.errors import BusyError, ConfigError
+from backflip.cycle.artefacts import write_whole
+from backflip.cycle.plan import Plan, plan_toml, read_plan
+from backflip.store import Store, open_store
+
+PLAN, LOCK, OWNER = "plan.toml", "run.lock", "run.pid"
+DATABASE = "run.db"
+"""The store of a run whose plan names no other."""
+NAME = "run.id"
+"""The run's name in a database elsewhere, so that no two runs write into the same one."""
+
+
+def start_run(root: Path, plan: Plan) -> None:
+    """Make the folder of a new run. Raises: ConfigError when it already holds a run with another plan."""
+    file = root / PLAN
+    text = plan_toml(plan)
+    if file.exists():
+        if read_plan(file) == plan:
+            return
+        raise ConfigError(
+            f"{root} already holds a run with another plan.\nChoose another folder with --dir, "
+            f"or carry on that run as it is with: backflip run --dir {root}"
+        )
+    write_whole(file, lambda part: _write(part, text))
+
+
+@contextmanager
+def only_process(root: Path) -> Iterator[None]:
+    """Hold the run's lock; the system lets it go when the process ends, however it ends.
+
+    Raises: BusyError naming the process that holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(root / LOCK), root / OWNER
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text().strip() if owner.exists() else "unknown"
+        raise BusyError(
+            f"{root} is being run by process {who}.\n"
+            "A run takes one process at a time, so that nothing is done twice.\n"
+            "Wait for it, stop it, or start another run with --dir."
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+def has_begun(root: Path, plan: Plan) -> bool:
+    """Whether the run in `root` has a store to look into."""
+    return (root / (NAME if plan.database else DATABASE)).exists()
+
+
+def run_store(root: Path, plan: Plan) -> Store:
+    """The store of the run in `root`, made if it is not there yet.
+
+    Raises: ConfigError when the plan's database cannot be used or holds another run; BusyError.
+    """
+    if not plan.database:
+        return open_store(root / DATABASE)
+    store = open_store(plan.database)
+    mark = root / NAME
+    if not mark.exists():
+        name = secrets.token_hex(8)
+        write_whole(mark, lambda part: _write(part, name))
+    name = mark.read_text(encoding="utf-8")
+    if store.note("run") is None:
+        with store.begin() as tx:
+            tx.set_note("run", name)
+    if store.note("run") != name:
+        store.close()
+        raise ConfigError(
+            f"The database of {root} holds another run already.\n"
+            "A database serves one run, so that no run reads another's votes.\n"
+            "Name an empty one in the plan's `database`, or leave it out to keep everything in the folder."
+        )
+    return store
+
+
+def _write(part: Path, text: str) -> None:
+    part.write_text(text, encoding="utf-8")
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run folder below `root` that was worked on last. Raises: ConfigError when there is none."""
+    found = sorted((p.parent for p in root.glob(f"*/{PLAN}")), key=last_worked_on)
+    if not found:
+        raise ConfigError(
+            f"There is no run below {root.resolve()}.\nStart one with: backflip demo, or backflip run plan.toml"
+        )
+    return found[-1]
+
+
+def last_worked_on(root: Path) -> float:
+    """When a process last took the run in `root` up, or its plan was written; in seconds since the epoch."""
+    return max(p.stat().st_mtime for p in (root / PLAN, root / OWNER) if p.exists())
+
+
+def new_folder(name: str, root: Path = Path("runs")) -> Path:
+    """A free folder name below `root`: by time, numbered from 2 when the same second has one already."""
+    first = root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([first], (first.with_name(f"{first.name}-{count}") for count in itertools.count(2)))
+    return next(folder for folder in names if not folder.exists())
