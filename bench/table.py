@@ -77,7 +77,7 @@ def part(name: str, key: str, quick: bool, settings: Mapping[str, Any], make: Ca
         if all(kept[k] == v for k, v in made_with.items()):
             return kept["result"]
     result = json.loads(json.dumps(make()))
-    _write(file, {**made_with, "commit": commit(), "machine": machine(), "result": result})
+    _write(file, {**made_with, "commit": commit(), "machine": machine(), "result": result}, indent=None)
     return result
 
 
@@ -188,11 +188,11 @@ def _stem(name: str, quick: bool) -> str:
     return f"{name}.quick" if quick else name
 
 
-def _write(file: Path, content: Any) -> None:
+def _write(file: Path, content: Any, indent: int | None = 1) -> None:
     """Write JSON whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
     partial.replace(file)
 
 
