@@ -24,6 +24,8 @@ class Prompt:
     topic: str = ""
     form: str = ""
     """The form that was asked for, in the task's own words; empty when none was."""
+    history: tuple[tuple[str, str], ...] = ()
+    """What was said before `text`, as (role, content); roles are system, user and assistant."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +78,8 @@ class Pair:
     probability: float = 1.0
     """Inclusion probability of the pair under the selection that chose it."""
     raters_wanted: int = 1
+    ranking: str = ""
+    """The ranking it is part of: its answers were put in order together with others; empty for a pair alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +118,7 @@ class ModelVersion:
     """A saved model and where it came from."""
 
     id: str
-    kind: Literal["base", "policy", "reward"]
+    kind: Literal["base", "sft", "policy", "reward"]
     round: int
     parent: str | None
     path: str

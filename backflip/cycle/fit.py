@@ -87,8 +87,12 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
 
 
 def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: Sequence[Vote]) -> Table:
-    """Decided votes ("skip" left out) with the features of the answers they are about."""
+    """Decided votes ("skip" left out) with the features of the answers they are about.
+
+    The votes that follow from one rater's ranking weigh as much together as one vote (Ouyang et al. 2022, eq. 1).
+    """
     pairs: dict[str, Pair] = {p.id: p for p in tools.store.pairs()}
+    size = Counter(p.ranking or p.id for p in pairs.values())
     index: dict[str, int] = {}
     features: list[Array] = []
     for ids, rows in table.values():
@@ -98,7 +102,11 @@ def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: 
     prompt = [owner[sample] for sample in index]
     feedback = [
         Feedback(
-            a=index[pairs[v.pair_id].sample_a], b=index[pairs[v.pair_id].sample_b], choice=v.choice, rater_id=v.rater_id
+            a=index[pairs[v.pair_id].sample_a],
+            b=index[pairs[v.pair_id].sample_b],
+            choice=v.choice,
+            rater_id=v.rater_id,
+            weight=1 / size[pairs[v.pair_id].ranking or v.pair_id],
         )
         for v in sorted(votes, key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
         if v.choice in ("a", "b", "tie")

@@ -12,7 +12,7 @@ from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import load_answers, samples_of, save_answers, write_whole
 from backflip.cycle.sample import ask_machines
-from backflip.cycle.tools import REFERENCE, Outcome, Tools
+from backflip.cycle.tools import BASE, REFERENCE, Outcome, Tools
 from backflip.measure.compare import Side, compare
 from backflip.raters.pairs import reference_pairs
 from backflip.rewards.fit import Reward
@@ -31,10 +31,11 @@ def measure(number: int, tools: Tools) -> Outcome:
     metrics: list[Metric] = []
     splits: list[Purpose] = ["monitor", "final"] if number == plan.rounds else ["monitor"]
     for split in splits:
-        reference, after = _answered(number, tools, split, REFERENCE), _answered(number, tools, split, policy)
+        reference, after = answered(number, tools, split, REFERENCE), answered(number, tools, split, policy)
         sides = [_side(tools, reward, s) for s in (after, reference)]
         figures = compare(*sides, seed=plan.seed)
         metrics += _metrics(number, {f"{split}/{n}": i for n, i in figures.items()})
+        metrics += _against_others(number, tools, reward, split, sides)
         if split == "monitor":
             metrics += _metrics(number, _against_reference(number, tools, after, reference))
             tools.watcher.say(_line(number, figures))
@@ -46,7 +47,7 @@ def measure(number: int, tools: Tools) -> Outcome:
     return Outcome(metrics)
 
 
-def _answered(number: int, tools: Tools, split: Purpose, version: str) -> list[Sample]:
+def answered(number: int, tools: Tools, split: Purpose, version: str) -> list[Sample]:
     """The version's stored answers to a split; sampled now if they are not there."""
     have = tools.store.samples(purpose=split, policy=version)
     if have:
@@ -82,7 +83,7 @@ def _read(tools: Tools, samples: Sequence[Sample]) -> dict[str, Array]:
         reference = tools.reader.read(prompts, answers, layers=(layer,))
         logp_ref = (reference.logp * reference.mask).sum(1).double().cpu().numpy()
         kl = np.zeros(len(samples))
-        if samples[0].policy != REFERENCE:
+        if samples[0].policy not in (REFERENCE, BASE):
             policy = tools.reader.read(prompts, answers, tools.policy(samples[0].policy).adapter)
             kl = (policy.logp - reference.logp).mul(reference.mask).sum(1).double().cpu().numpy()
         arrays = {"features": features_of(reference, tools.chat, prompts, answers), "logp_ref": logp_ref, "kl": kl}
@@ -168,6 +169,23 @@ def _against_reference(
     if len(won) < 2:
         return {}
     return {"people/win_rate": bootstrap_mean([float(np.mean(w)) for w in won.values()], tools.plan.seed)}
+
+
+def _against_others(number: int, tools: Tools, reward: Reward, split: Purpose, sides: Sequence[Side]) -> list[Metric]:
+    """The policy and the untouched model against every other model of the run, e.g. "final/against/base/win_rate"."""
+    out: dict[str, Interval] = {}
+    for version in (BASE,):
+        samples = tools.store.samples(purpose=split, policy=version)
+        if not samples:
+            continue
+        other = _side(tools, reward, samples)
+        for mine, suffix in zip(sides, ("", "_reference"), strict=True):
+            figures = compare(mine, other, seed=tools.plan.seed)
+            for name in ("win_rate", "proxy_win_rate", "utility_reference", "length_reference"):
+                if name in figures:
+                    whose = name.removesuffix("_reference") if name.endswith("_reference") else name + suffix
+                    out[f"{split}/against/{version}/{whose}"] = figures[name]
+    return _metrics(number, out)
 
 
 def _metrics(number: int, figures: dict[str, Interval], tick: int = 0) -> list[Metric]:

@@ -6,15 +6,14 @@ import numpy as np
 
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
+from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.policies import ppo
-from backflip.policies.state import PolicyState, load_state, save_state
+from backflip.policies.state import PolicyState, save_state
 from backflip.rewards.model import RewardModel, load_reward
 
 WARM_UP = 96
 """Answers of the round on which the critic learns a refitted reward's scale before the first step."""
-KEPT = 2
-"""Checkpoints of a climb that stay on the disk."""
 
 
 def optimise(number: int, tools: Tools) -> Outcome:
@@ -46,7 +45,7 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
             tx.add_metrics(
                 [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
             )
-        _checkpoint(step.state, folder)
+        save_checkpoint(step.state, folder)
         tools.watcher.advance(1, _note(figures))
     write_whole(final, lambda part: save_state(state, part))
 
@@ -54,9 +53,9 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
 def _start(number: int, tools: Tools, work: ppo.Tools, folder: Path) -> PolicyState:
     """The newest checkpoint of this round; else the last round's policy (or a fresh one) with a warmed-up critic."""
     plan, trunk = tools.plan, tools.loaded.trunk
-    steps = sorted(folder.glob("step-?????"))
-    if steps:
-        return load_state(steps[-1], trunk.device)
+    saved = newest_checkpoint(folder, trunk.device)
+    if saved is not None:
+        return saved
     state = tools.policy(policy_before(number)) if number > 1 else ppo.fresh_state(trunk, plan.ppo, plan.seed)
     tools.state = state
     rated = tools.store.samples(round=number, purpose="rate")
@@ -66,15 +65,8 @@ def _start(number: int, tools: Tools, work: ppo.Tools, folder: Path) -> PolicySt
         ppo.warm_up(
             state, work, plan.ppo, [tools.prompts[s.prompt_id] for s in samples], load_answers(tools.root, samples)
         )
-    _checkpoint(state, folder)
+    save_checkpoint(state, folder)
     return state
-
-
-def _checkpoint(state: PolicyState, folder: Path) -> None:
-    """Save the state under its step and drop all but the newest checkpoints."""
-    write_whole(folder / f"step-{state.step:05d}", lambda part: save_state(state, part))
-    for old in sorted(folder.glob("step-?????"))[:-KEPT]:
-        remove(old)
 
 
 def _true_utility(tools: Tools, step: ppo.Step) -> dict[str, float]:

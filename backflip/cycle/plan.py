@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
 from backflip.policies.ppo import PPO
+from backflip.policies.sft import SFT
 from backflip.raters.personas import Crowd
 from backflip.rewards.fit import Fit
 
@@ -75,6 +76,9 @@ class Rate:
     """Pairs of these that never serve a fit: random ones on monitor prompts, to judge the reward model."""
     pairs_per_prompt: int = 2
     """Pairs shown of one prompt's answers."""
+    rank: bool = False
+    """Raters put all of a prompt's answers in order instead of choosing between two. An order of K answers gives
+    K (K - 1) / 2 pairs, which together weigh as much in the fit as one vote; held-out pairs stay pairs."""
     double_share: float = 0.1
     """Share of pairs that two raters judge, to measure how far raters agree."""
 
@@ -120,6 +124,7 @@ class Plan:
     postgresql://user@host/name, without the password: that stands in PGPASSWORD or ~/.pgpass."""
     model: Model = Model()
     task: TaskPlan = field(default_factory=TaskPlan)
+    sft: SFT = field(default_factory=SFT)
     sampling: Sampling = Sampling()
     rate: Rate = Rate()
     raters: Crowd = field(default_factory=Crowd)

@@ -13,10 +13,11 @@ from backflip.core.errors import BackflipError, ConfigError, DataError
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
 from backflip.cycle.folder import PLAN, only_process, run_store
+from backflip.cycle.imitate import imitate_demonstrations
 from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.cycle.publish import publish
 from backflip.cycle.round import run_round
-from backflip.cycle.tools import REFERENCE, Silent, Tools, Watcher, torch_dtype
+from backflip.cycle.tools import BASE, REFERENCE, SFT_FOLDER, Silent, Tools, Watcher, torch_dtype, untouched_model
 from backflip.models.chat import Chat, open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.models.trunk import fingerprint
@@ -35,14 +36,20 @@ def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
     with only_process(root), run_store(root, plan) as store:
         for part in sorted(root.rglob("*.part")):
             remove(part)  # left by a process that was killed
-        tools = open_tools(root, plan, store, watcher or Silent())
+        watcher = watcher or Silent()
+        if plan.sft.demonstrations and not (root / SFT_FOLDER).exists():
+            imitate_demonstrations(open_tools(root, plan, store, watcher, version=BASE))
+        tools = open_tools(root, plan, store, watcher)
         for number in range(1, plan.rounds + 1):
             run_round(number, tools)
         publish(plan.rounds, tools)
 
 
-def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
-    """Load model, task and raters; write prompts, raters and the run's facts into the store once."""
+def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, version: str = REFERENCE) -> Tools:
+    """Load model, task and raters; write prompts, raters and the run's facts into the store once.
+
+    `version` says which model: the run's untouched one, or the `BASE` that stage 0 begins with.
+    """
     if plan.task.name not in TASKS:
         raise ConfigError(
             f'{root / PLAN}: task.name = "{plan.task.name}" does not fit.\nIt must be one of: {", ".join(TASKS)}.'
@@ -54,32 +61,36 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Tools:
     prompts = task.prompt_file(own) if own else task.prompts()
     utility = task.utility(plan.task.weights or None)
     crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed)
-    watcher.say(f"loading {plan.model.name}")
-    loaded = load_model(plan.model.name, dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device))
+    name = plan.model.name if version == BASE else untouched_model(root, plan)
+    watcher.say(f"loading {name}")
+    loaded = load_model(name, dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device))
     chat = open_chat(loaded)
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
     _check_prompts(prompts, chat, plan)
-    tools = Tools(root, store, loaded, chat, {p.id: p for p in prompts}, utility, crowd, watcher, plan)
-    _check_model(root, store, fingerprint(loaded.trunk))
+    tools = Tools(root, store, loaded, chat, {p.id: p for p in prompts}, utility, crowd, watcher, plan, version)
+    _check_model(root, store, version, fingerprint(loaded.trunk))
     with store.begin() as tx:
         tx.add_prompts(prompts)
         tx.add_raters(list(crowd.raters()))
-        tx.add_model(ModelVersion(id=REFERENCE, kind="base", round=0, parent=None, path=plan.model.name))
+        if not plan.sft.demonstrations or version == BASE:
+            tx.add_model(ModelVersion(id=version, kind="base", round=0, parent=None, path=plan.model.name))
+        else:
+            tx.add_model(ModelVersion(id=REFERENCE, kind="sft", round=0, parent=BASE, path=str(SFT_FOLDER)))
         for key, value in _facts(plan, utility.weights).items():
             tx.set_note(key, value)
     return tools
 
 
-def _check_model(root: Path, store: Store, found: str) -> None:
+def _check_model(root: Path, store: Store, version: str, found: str) -> None:
     """Refuse to go on with other weights: what is stored of the answers was read by the untouched model.
 
     Raises: DataError when the run began with another model.
     """
-    known = store.note("reference")
+    known = store.note(version)
     if known is None:
         with store.begin() as tx:
-            tx.set_note("reference", found)
+            tx.set_note(version, found)
     elif known != found:
         raise DataError(
             f"The model of {root} is not the model this run began with: its weights have changed.\n"

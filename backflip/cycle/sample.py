@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from math import comb
+from typing import NamedTuple
 
 from backflip.core.errors import Paused
-from backflip.core.records import Pair, Prompt, Sample, Stream, Vote
+from backflip.core.records import Judged, Pair, Prompt, Sample, Stream, Vote
 from backflip.core.rng import generator, seed_of
 from backflip.cycle.artefacts import samples_of, save_answers
+from backflip.cycle.plan import Plan
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.raters.pairs import random_pairs
+from backflip.raters.rankings import ranking_pairs
 
 
 def sample(number: int, tools: Tools) -> Outcome:
@@ -45,19 +49,40 @@ def _one_batch(number: int, tools: Tools, prompts: Sequence[Prompt], share: tupl
     path = tools.round_dir(number) / f"samples-{stream}-{prompts[0].id.replace('/', '-')}.safetensors"
     save_answers(path, answers)
     samples = samples_of(answers, round=number, purpose="rate", artefact=str(path.relative_to(tools.root)))
-    pairs = random_pairs(
-        samples,
-        round=number,
-        stream=stream,
-        count=count,
-        seed=plan.seed,
-        double_share=tools.double_share,
-        before=before,
-    )
+    where = _Where(number, stream, count, before)
+    pairs = _open_pairs(samples, where, tools)
     with tools.store.begin() as tx:
         tx.add_samples(samples)
         tx.add_pairs(pairs)
     ask_machines(tools, pairs, {s.id: s for s in samples})
+
+
+class _Where(NamedTuple):
+    round: int
+    stream: Stream
+    pairs: int
+    """How many to open."""
+    before: int
+    """Pairs opened before in this round and stream."""
+
+
+def _open_pairs(samples: Sequence[Sample], where: _Where, tools: Tools) -> list[Pair]:
+    """The pairs of one batch of answers: all of a prompt's as one ranking, or some by lot."""
+    seed, share = tools.plan.seed, tools.double_share
+    if ranks(tools.plan, where.stream):
+        opened = {p.ranking for p in tools.store.pairs(round=where.round, stream=where.stream)}
+        return ranking_pairs(
+            samples, round=where.round, stream=where.stream, seed=seed, double_share=share, before=len(opened)
+        )
+    return random_pairs(
+        samples, round=where.round, stream=where.stream, count=where.pairs, seed=seed, double_share=share,
+        before=where.before,
+    )  # fmt: skip
+
+
+def ranks(plan: Plan, stream: str) -> bool:
+    """Whether the pairs of a stream are judged as rankings."""
+    return plan.rate.rank and stream == "fit"
 
 
 def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
@@ -65,7 +90,8 @@ def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
     rate = tools.plan.rate
     wanted = rate.held_out if stream == "random" else rate.pairs - rate.held_out
     pool = tools.split("monitor" if stream == "random" else "train")
-    count = min(len(pool), -(-wanted // rate.pairs_per_prompt))
+    each = comb(tools.plan.sampling.answers, 2) if ranks(tools.plan, stream) else rate.pairs_per_prompt
+    count = min(len(pool), -(-wanted // each))
     picked: dict[str, Prompt] = {}
     place = (number - 1) * count
     while len(picked) < count:
@@ -80,6 +106,8 @@ def rate(number: int, tools: Tools) -> Outcome:
     """Ask machine raters about every pair still open. Raises: Paused while people have pairs to judge."""
     waiting = [pair for pair, _ in tools.store.wanting(number)]
     if waiting and tools.crowd is not None:
+        begun = {p.ranking for p in waiting if p.ranking}
+        waiting = [p for p in tools.store.pairs(round=number) if p.ranking in begun or p in waiting]
         ids = [i for p in waiting for i in (p.sample_a, p.sample_b)]
         ask_machines(tools, waiting, tools.store.samples_by_id(ids))
         waiting = [pair for pair, _ in tools.store.wanting(number)]
@@ -96,9 +124,20 @@ def ask_machines(tools: Tools, pairs: Sequence[Pair], samples: dict[str, Sample]
     if tools.crowd is None or tools.utility is None or not pairs:
         return
     votes: list[Vote] = []
+    questions: dict[str, list[Pair]] = {}
     for pair in pairs:
-        prompt = tools.prompts[pair.prompt_id]
-        a, b = (tools.utility.judge(prompt, s.text, s.ended) for s in (samples[pair.sample_a], samples[pair.sample_b]))
-        votes += tools.crowd.votes(pair, a, b, at=time.time())
+        questions.setdefault(pair.ranking or pair.id, []).append(pair)
+    for together in questions.values():
+        judged = {i: _judge(tools, samples[i]) for p in together for i in (p.sample_a, p.sample_b)}
+        if together[0].ranking:
+            votes += tools.crowd.rank(together, judged, at=time.time())
+        else:
+            [pair] = together
+            votes += tools.crowd.votes(pair, judged[pair.sample_a], judged[pair.sample_b], at=time.time())
     with tools.store.begin() as tx:
         tx.cast(votes)
+
+
+def _judge(tools: Tools, sample: Sample) -> Judged:
+    assert tools.utility is not None
+    return tools.utility.judge(tools.prompts[sample.prompt_id], sample.text, sample.ended)

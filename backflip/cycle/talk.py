@@ -10,7 +10,7 @@ from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
 from backflip.cycle.folder import PLAN, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
-from backflip.cycle.tools import REFERENCE, torch_dtype
+from backflip.cycle.tools import REFERENCE, torch_dtype, untouched_model
 from backflip.models.chat import open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.policies.state import load_state
@@ -77,7 +77,9 @@ def newest_policy(root: Path, plan: Plan) -> ModelVersion:
 
 def _engine(root: Path, plan: Plan, policy: ModelVersion | None, temperature: float) -> Engine:
     """An engine whose only version is `policy` (None: the untouched model)."""
-    loaded = load_model(plan.model.name, dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device))
+    loaded = load_model(
+        untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device)
+    )
     trunk = loaded.trunk
     if policy is not None:
         trunk = trunk.merged(load_state(root / policy.path, trunk.device).adapter)

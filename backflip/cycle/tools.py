@@ -20,7 +20,11 @@ from backflip.store import Store
 from backflip.tasks.task import TaskUtility
 
 REFERENCE = "reference"
-"""Version of the run's untouched model."""
+"""Version of the run's untouched model: what KL and wins are counted from."""
+BASE = "base"
+"""Version of the model that stage 0 began with, where there is a stage 0."""
+SFT_FOLDER = Path("models") / "sft"
+"""Where stage 0 leaves its model in a run's folder."""
 
 
 class Watcher(Protocol):
@@ -74,6 +78,8 @@ class Tools:
     """The simulated raters; None when people rate."""
     watcher: Watcher
     plan: Plan
+    version: str = REFERENCE
+    """Version of the loaded weights; `BASE` during stage 0."""
 
     def __post_init__(self) -> None:
         """Derive the readers and the sampler."""
@@ -85,7 +91,7 @@ class Tools:
     def trunk_of(self, version: str) -> Trunk:
         """Merged weights of a policy version: the climb's current step, a finished round, or the reference."""
         trunk = self.loaded.trunk
-        if version == REFERENCE:
+        if version == self.version:
             return trunk
         if self.state is not None and version == self.state.version:
             return trunk.merged(self.state.adapter)
@@ -109,6 +115,11 @@ class Tools:
     def split(self, name: str) -> list[Prompt]:
         """The run's prompts of one split."""
         return [p for p in self.prompts.values() if p.split == name]
+
+
+def untouched_model(root: Path, plan: Plan) -> str:
+    """Where the weights of the run's untouched model are: the plan's model, or what stage 0 made of it."""
+    return str(root / SFT_FOLDER) if plan.sft.demonstrations else plan.model.name
 
 
 def policy_before(number: int) -> str:

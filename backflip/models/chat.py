@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from backflip.core.errors import DataError
 from backflip.core.records import Prompt
 from backflip.models.load import Loaded
+
+Turns = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class Chat:
 
         Raises: DataError when the prompt is empty, or with `max_tokens` of answer exceeds the model's context.
         """
-        ids = self._ids(prompt.text)
+        ids = self._ids(prompt.text, prompt.history)
         if not ids:
             raise DataError(
                 f"Prompt {prompt.id} has no tokens: there is nothing to answer.\nWrite something, or drop it."
@@ -43,20 +46,52 @@ class Chat:
             )
         return ids
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of an answer as the model would give it, a stop token at the end.
+
+        With a chat template, whatever the template puts after an answer up to its first stop token is part of it.
+        A pure language model answers on a line of its own.
+        """
+        if not self.templated:
+            return [*self._tokens(f"\n{text}"), self._end]
+        user = {"role": "user", "content": "?"}
+        opening = str(self.tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False))
+        talk = [user, {"role": "assistant", "content": text}]
+        whole = str(self.tokenizer.apply_chat_template(talk, tokenize=False))
+        ids = self._tokens(whole.removeprefix(opening) if whole.startswith(opening) else text)
+        ends = [n for n, token in enumerate(ids) if token in self.stops]
+        return ids[: ends[0] + 1] if ends else [*ids, self._end]
+
+    @property
+    def _end(self) -> int:
+        """The stop token that is put where no template puts one."""
+        end = self.tokenizer.eos_token_id
+        return int(self.stops[0] if end is None else end)
+
+    def _tokens(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
     @cached_property
     def frame(self) -> frozenset[int]:
         """The tokens that stand around any request: the template's words and the start token."""
         return frozenset(self._ids(""))
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, history: Turns = ()) -> list[int]:
         """Token ids of a request in its frame."""
         if self.templated:
-            talk = [{"role": "user", "content": text}]
-            full = str(self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
-            return [int(i) for i in self.tokenizer(full, add_special_tokens=False)["input_ids"]]
+            talk = [{"role": role, "content": said} for role, said in (*history, ("user", text))]
+            try:
+                full = str(self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+            except TemplateError as e:
+                raise DataError(
+                    f"The model's chat template refuses this conversation: {e}.\n"
+                    "Many know no system turn, or want user and assistant to alternate.\n"
+                    "Change the prompt, or choose another model."
+                ) from None
+            return self._tokens(full)
         start = self.tokenizer.bos_token_id
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [int(i) for i in ([] if start is None else [start]) + ids]
+        said = "\n".join([*(content for _, content in history), text])
+        return [*([] if start is None else [int(start)]), *self._tokens(said)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer without its stop token."""

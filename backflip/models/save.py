@@ -14,18 +14,21 @@ from backflip.models.adapters import Adapter
 from backflip.models.generic import Generic
 from backflip.models.trunk import Trunk
 
-Kind = Literal["adapter", "merged", "reward"]
+Kind = Literal["adapter", "merged", "sft", "reward"]
 
 WHAT = {
     "adapter": "A LoRA adapter for {base}, optimised against a reward model that was fitted to pairwise judgements.",
     "merged": "{base} after optimisation against a reward model that was fitted to pairwise judgements; "
     "the adapter is merged into the weights.",
+    "sft": "{base} after supervised fine-tuning on demonstrations.",
     "reward": "A reward model: it reads a request and an answer and gives one number, higher where the raters "
     "would sooner choose the answer. 0 is the mean of the untouched {base}, 1 its standard deviation.",
 }
+LOAD = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)"
 USE = {
     "adapter": "from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, folder)",
-    "merged": "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(folder)",
+    "merged": LOAD,
+    "sft": LOAD,
     "reward": "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
     "tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)\n"
     "model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)\n"
@@ -34,6 +37,7 @@ USE = {
 MEANT = {
     "adapter": "For research on learning from judgements, and for the taste it was made to learn.",
     "merged": "For research on learning from judgements, and for the taste it was made to learn.",
+    "sft": "For research on learning from judgements, as the model that a policy starts from.",
     "reward": "For ranking answers to requests like those it was fitted on. Far from them, and under a policy that "
     "climbs it hard, its score stops meaning what the raters meant: measure, do not trust.",
 }
@@ -106,6 +110,7 @@ def model_card(kind: Kind, base: str, *, plan: str = "", votes: int | None = Non
     head = ["---", f"library_name: {'peft' if kind == 'adapter' else 'transformers'}", "tags: [rlhf, backflip]"]
     head += [] if local else [f"base_model: {base}"]
     judged = "an unknown number of votes" if votes is None else f"{votes} vote{'' if votes == 1 else 's'}"
+    judged = "demonstrations" if kind == "sft" else judged
     what = WHAT[kind].format(base=name or "the base model")
     parts = [
         "\n".join([*head, "---"]),

@@ -40,11 +40,12 @@ def random_pairs(
     Raises: ValueError when the samples come from more than one policy, `count` or `before` is negative
     or `double_share` is not in [0, 1].
     """
-    _one_policy(samples)
+    one_policy(samples)
     candidates: dict[str, list[Candidate]] = {}
-    for prompt_id, answers in _by_prompt(samples).items():
-        different = list({a.text.strip(): a for a in reversed(answers)}.values())[::-1]
-        candidates[prompt_id] = [Candidate(a, b, f"{a.index}-{b.index}") for a, b in combinations(different, 2)]
+    for prompt_id, answers in by_prompt(samples).items():
+        candidates[prompt_id] = [
+            Candidate(a, b, f"{a.index}-{b.index}") for a, b in combinations(different(answers), 2)
+        ]
     where = _Place(round, stream, seed, double_share, before)
     return _pick(candidates, where, count)
 
@@ -66,11 +67,11 @@ def reference_pairs(
     as in `random_pairs`; `Pair.policy` is the policy's version, the stream is "reference".
     Raises: ValueError as `random_pairs`.
     """
-    _one_policy(policy_samples)
-    _one_policy(reference_samples)
-    theirs = _by_prompt(reference_samples)
+    one_policy(policy_samples)
+    one_policy(reference_samples)
+    theirs = by_prompt(reference_samples)
     candidates: dict[str, list[Candidate]] = {}
-    for prompt_id, answers in _by_prompt(policy_samples).items():
+    for prompt_id, answers in by_prompt(policy_samples).items():
         met: dict[tuple[str, str], Candidate] = {}
         for p, r in zip(answers, theirs.get(prompt_id, []), strict=False):
             if p.text.strip() != r.text.strip():
@@ -105,7 +106,7 @@ def _pick(candidates: dict[str, list[Candidate]], place: _Place, count: int) -> 
         drawn.extend((p, mine[i], expected / len(mine)) for i in chosen)
     pairs: list[Pair] = []
     for n, i in enumerate(luck.permutation(len(drawn)), place.before):
-        wanted = 2 if _doubles(n + 1, place) > _doubles(n, place) else 1
+        wanted = 1 + doubles(n + 1, place.double_share) - doubles(n, place.double_share)
         prompt_id, candidate, probability = drawn[int(i)]
         pairs.append(_pair(place, prompt_id, candidate, probability, wanted))
     return pairs
@@ -124,9 +125,9 @@ def _shares(room: dict[str, int], count: int) -> tuple[dict[str, int], list[str]
     return base, still_open, left
 
 
-def _doubles(n: int, place: _Place) -> int:
-    """How many of the first `n` pairs of a round and stream want two raters."""
-    return math.ceil(place.double_share * n - 1e-9)
+def doubles(n: int, share: float) -> int:
+    """How many of the first `n` questions of a round and stream want two raters."""
+    return math.ceil(share * n - 1e-9)
 
 
 def _pair(place: _Place, prompt_id: str, candidate: Candidate, probability: float, raters_wanted: int) -> Pair:
@@ -147,7 +148,7 @@ def _pair(place: _Place, prompt_id: str, candidate: Candidate, probability: floa
     )
 
 
-def _by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+def by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """The answers of each prompt, ordered by index, so that the order of arrival does not matter."""
     found: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: (s.prompt_id, s.index, s.id)):
@@ -155,7 +156,13 @@ def _by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return found
 
 
-def _one_policy(samples: Sequence[Sample]) -> None:
+def different(answers: Sequence[Sample]) -> list[Sample]:
+    """The answers whose texts differ; of equal ones the first."""
+    return list({a.text.strip(): a for a in reversed(answers)}.values())[::-1]
+
+
+def one_policy(samples: Sequence[Sample]) -> None:
+    """Raises: ValueError when the samples come from more than one policy."""
     policies = {s.policy for s in samples}
     if len(policies) > 1:
         raise ValueError(f"the samples come from more than one policy: {', '.join(sorted(policies))}")

@@ -3,7 +3,7 @@
 Knows nothing about prompts or texts: a rater is shown two judged answers and votes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from backflip.core.config import require
 from backflip.core.errors import ConfigError
 from backflip.core.records import Judged, Pair, Rater, Vote
 from backflip.core.rng import generator
+from backflip.raters.rankings import choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,26 @@ class PersonaRater:
             return "a" if side < 0.5 else "b"
         return "a" if (gap > 0) != wrong else "b"
 
+    def order(self, ranking: str, answers: Mapping[str, Judged]) -> list[list[str]]:
+        """The ids of judged answers from best to worst, equally good ones together.
+
+        An insertion sort whose comparisons err as `choose` does, so that the order never contradicts itself.
+        """
+        groups: list[list[str]] = []
+        for new in answers:
+            low, high = 0, len(groups)
+            while low < high:
+                at = (low + high) // 2
+                met = groups[at][0]
+                choice = self.choose(f"{ranking}/{met}/{new}", answers[new], answers[met], shown="ba")
+                if choice == "tie":
+                    groups[at].append(new)
+                    break
+                low, high = (low, at) if choice == "a" else (at + 1, high)
+            else:
+                groups.insert(low, [new])
+        return groups
+
 
 class SimulatedCrowd:
     """The raters of a `Crowd`, ready to vote on judged answers."""
@@ -112,6 +133,25 @@ class SimulatedCrowd:
             raise ValueError(f"a pair needs at least one rater, not {k}")
         order = generator(self._seed, "raters", pair_id).permutation(len(self._raters))
         return tuple(self._raters[i] for i in order[:k])
+
+    def rank(self, pairs: Sequence[Pair], answers: Mapping[str, Judged], *, at: float) -> list[Vote]:
+        """The votes that follow from each rater's order of one ranking's answers; `answers` by sample id.
+
+        Keys, raters and times as in `votes`. The answers are looked at in an order drawn by lot.
+        """
+        ranking, cast = pairs[0].ranking, []
+        asked = sorted({s for p in pairs for s in (p.sample_a, p.sample_b)})
+        for rater in self.raters_for(ranking, pairs[0].raters_wanted):
+            lot = generator(self._seed, "shown", ranking, rater.id).permutation(len(asked))
+            seen = [asked[i] for i in lot]
+            said = choices(pairs, rater.order(ranking, {s: answers[s] for s in seen}))
+            for p in pairs:
+                shown: Literal["ab", "ba"] = "ab" if seen.index(p.sample_a) < seen.index(p.sample_b) else "ba"
+                key = f"{p.id}/{rater.id}"
+                cast.append(
+                    Vote(key=key, pair_id=p.id, rater_id=rater.id, choice=said[p.id], shown=shown, latency_s=0.0, at=at)
+                )
+        return cast
 
     def votes(self, pair: Pair, a: Judged, b: Judged, *, at: float) -> list[Vote]:
         """One vote from each rater the pair wants (`pair.raters_wanted`), cast at `at` (seconds since the epoch, UTC).

@@ -60,6 +60,23 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another model that the run was measured against, beside the untouched one: the base of stage 0, a baseline."""
+
+    name: str
+    round: int
+    split: Literal["monitor", "final"]
+    win_rate: Estimate | None = None
+    """Share of comparisons that the policy wins against it, ties half."""
+    win_rate_reference: Estimate | None = None
+    """Share that the untouched model wins against it."""
+    utility: Estimate | None = None
+    """Its own true utility."""
+    length: Estimate | None = None
+    """Its tokens per answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Version:
     """The policy after round `number` (0: the untouched model), on the monitor prompts."""
 
@@ -214,6 +231,9 @@ class ReportData:
     """Rounds whose last step is done."""
     final: Comparison | None = None
     monitor: tuple[Comparison, ...] = ()
+    others: tuple[Other, ...] = ()
+    stage_zero: bool = False
+    """The untouched model was made by fine-tuning on demonstrations."""
     people: tuple[PeopleRate, ...] = ()
     versions: tuple[Version, ...] = ()
     verdict: Verdict | None = None

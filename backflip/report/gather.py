@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from statistics import fmean, stdev
+from typing import Literal
 
 from backflip.core.records import Judged, Metric, Prompt, Purpose, Sample
 from backflip.core.rng import generator
@@ -17,6 +18,7 @@ from backflip.report.data import (
     Estimate,
     Fit,
     Lengths,
+    Other,
     PeopleRate,
     ReportData,
     Shown,
@@ -33,6 +35,8 @@ Judge = Callable[[Prompt, Sample], Judged | None]
 """The true utility of one stored answer; None where it has none."""
 
 REFERENCE = "reference"
+OTHERS = ("base",)
+"""Versions whose answers are neither the untouched model's nor a policy's."""
 STEPS = ("sample", "rate", "fit", "optimise", "measure")
 
 
@@ -83,6 +87,8 @@ def gather(store: Store, *, judge: Judge | None = None, kl_target: float | None 
         rounds_done=sum("measure" in store.steps_done(r) for r in rounds),
         final=final[-1] if final else None,
         monitor=monitor,
+        others=_others(figures, "final") or _others(figures, "monitor"),
+        stage_zero=bool(store.models(kind="sft")),
         people=tuple(
             PeopleRate(round=r, win_rate=e)
             for r, t in figures.places("measure")
@@ -128,7 +134,8 @@ def _comparisons(
 ) -> tuple[Comparison, ...]:
     """One per round that measured this split, in order."""
     assert split != "rate"
-    answered = [{s.prompt_id for s in samples if s.purpose == split and (s.policy == REFERENCE) == r} for r in (0, 1)]
+    there = [s for s in samples if s.purpose == split and s.policy not in OTHERS]
+    answered = [{s.prompt_id for s in there if (s.policy == REFERENCE) == r} for r in (0, 1)]
     out = []
     for number, tick in figures.places("measure"):
         measured = figures.values(number, "measure")
@@ -155,6 +162,31 @@ def _comparisons(
             )
         )
     return tuple(out)
+
+
+def _others(figures: _Figures, split: Literal["monitor", "final"]) -> tuple[Other, ...]:
+    """Every other model as the newest round measured it."""
+    measured = [r for r, t in figures.places("measure") if t == 0]
+    if not measured:
+        return ()
+    newest, start = max(measured), f"{split}/against/"
+    names = [n.removeprefix(start).partition("/")[0] for n in figures.values(newest, "measure") if n.startswith(start)]
+
+    def get(name: str, what: str) -> Estimate | None:
+        return figures.estimate(newest, "measure", f"{start}{name}/{what}")
+
+    return tuple(
+        Other(
+            name=name,
+            round=newest,
+            split=split,
+            win_rate=get(name, "win_rate"),
+            win_rate_reference=get(name, "win_rate_reference"),
+            utility=get(name, "utility"),
+            length=get(name, "length"),
+        )
+        for name in dict.fromkeys(names)
+    )
 
 
 def _attributes(
@@ -240,7 +272,7 @@ def _shown(samples: Sequence[Sample]) -> tuple[str, list[Sample], list[Sample]]:
     for purpose in ("final", "monitor"):
         there = [s for s in samples if s.purpose == purpose]
         before = [s for s in there if s.policy == REFERENCE]
-        tuned = [s for s in there if s.policy != REFERENCE]
+        tuned = [s for s in there if s.policy not in (REFERENCE, *OTHERS)]
         if before and tuned:
             newest = max(tuned, key=lambda s: (s.round, s.policy)).policy
             return purpose, before, [s for s in tuned if s.policy == newest]

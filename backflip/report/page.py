@@ -35,6 +35,7 @@ def build_report(data: ReportData) -> str:
         step_figures=[f for name, f in figures.items() if name.startswith("steps-")],
         forest=tables.forest(data.headline.attributes) if data.headline else None,
         versions=tables.versions(data),
+        stages=tables.stages(data),
         fits=tables.fits(data),
         raters=tables.raters(data.raters),
         health=tables.health(data.steps),

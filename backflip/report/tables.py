@@ -107,6 +107,27 @@ def versions(data: ReportData) -> Table | None:
     return _without_empty(Table(heads=heads, rows=tuple(rows)))
 
 
+def stages(data: ReportData) -> Table | None:
+    """The policy and the untouched model beside every other model, each on the same prompts."""
+    measured = data.headline
+    if not data.others or measured is None:
+        return None
+    names = {"base": "base model", "reference": "after stage 0 (SFT)" if data.stage_zero else "untouched model"}
+    others = [(names.get(o.name, o.name), _with_span(o.utility), _value(o.length, 0)) for o in data.others]
+    ours = [
+        (names["reference"], _with_span(measured.utility_reference), _value(measured.length_reference, 0)),
+        (f"policy after round {measured.round} (RLHF)", _with_span(measured.utility), _value(measured.length, 0)),
+    ]
+    wins = [
+        tuple(_share(e) for e in column)
+        for o in data.others
+        for column in [[None] * len(others) + [o.win_rate_reference, o.win_rate]]
+    ]
+    heads = ("model", "true utility", "tokens", *(f"wins against the {names.get(o.name, o.name)}" for o in data.others))
+    rows = [(*row, *(w[i] for w in wins)) for i, row in enumerate([*others, *ours])]
+    return _without_empty(Table(heads=heads, rows=tuple(rows)))
+
+
 def fits(data: ReportData) -> Table | None:
     """The numbers behind the reward model's figure."""
     rows = [

@@ -4,6 +4,7 @@ A column bears the name of the record's field, so that a row is a record spelt d
 What is known about a rater as a person gets a table of its own one day, keyed by `raters.id`.
 """
 
+import json
 import math
 import re
 from typing import Any, final
@@ -52,6 +53,22 @@ class Measured(sa.types.TypeDecorator[float]):
         return math.nan if value is None else value
 
 
+@final
+class Turns(sa.types.TypeDecorator[tuple[tuple[str, str], ...]]):
+    """A conversation as JSON."""
+
+    impl = AnyText
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[tuple[str, str], ...] | None, dialect: sa.Dialect) -> str:
+        """A list of [role, content]."""
+        return json.dumps(value or (), ensure_ascii=False)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> tuple[tuple[str, str], ...]:
+        """The same as tuples."""
+        return tuple((role, content) for role, content in json.loads(value or "[]"))
+
+
 _TEXT = AnyText().with_variant(AnyText(collation="C"), "postgresql")
 """Sorted by code point on both dialects, whatever the server's language."""
 
@@ -80,6 +97,7 @@ prompts = sa.Table(
     _text("text"),
     _text("topic"),
     _text("form"),
+    sa.Column("history", Turns().with_variant(Turns(collation="C"), "postgresql"), nullable=False),
 )
 
 raters = sa.Table(
@@ -137,6 +155,7 @@ pairs = sa.Table(
     _text("policy"),
     sa.Column("probability", sa.Double, nullable=False),
     _integer("raters_wanted"),
+    _text("ranking"),
     sa.Index("pairs_by_round", "round", "stream"),
 )
 

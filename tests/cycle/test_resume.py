@@ -41,8 +41,8 @@ PLACES = [
     (fit, "save_array", True, 1),
     (fit, "fit_reward", False, 1),  # the watermark is set
     (fit, "write_whole", True, 1),  # the reward is on the disk, the step not done
-    (optimise, "_checkpoint", False, 2),  # a step's metrics without its checkpoint
-    (optimise, "_checkpoint", True, 2),
+    (optimise, "save_checkpoint", False, 2),  # a step's metrics without its checkpoint
+    (optimise, "save_checkpoint", True, 2),
     (optimise, "remove", False, 1),  # the policy is on the disk beside its checkpoints
     (optimise, "remove", True, 1),
     (measure, "save_answers", True, 1),
@@ -75,7 +75,7 @@ def test_a_finished_run_started_again_does_nothing(
     root = new_run(tmp_path / "run", tiny_model, rounds=1)
     run_rounds(root)
     before = fingerprint(root)
-    for module, name in ((sample, "save_answers"), (fit, "fit_reward"), (optimise, "_climb"), (measure, "_answered")):
+    for module, name in ((sample, "save_answers"), (fit, "fit_reward"), (optimise, "_climb"), (measure, "answered")):
         monkeypatch.setattr(module, name, crash_once(getattr(module, name), late=False))
     run_rounds(root)
 

@@ -1,5 +1,6 @@
 """From a request to tokens and back, by the tokenizer's own rules."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,44 @@ def test_without_a_generation_config_the_tokenizers_end_stands(tmp_path: Path):
     assert talk.context == 64
     assert talk.templated
     assert not opened(tmp_path, template=False).templated
+
+
+def test_an_answer_is_written_as_the_template_writes_it_with_one_stop_token_at_its_end():
+    # the template puts <eos> behind every message: "<user> ? <eos> <assistant> w7 w8 <eos>"
+    talk = chat()
+
+    assert talk.encode_answer("w7 w8") == [7, 8, EOS]
+    assert talk.decode(talk.encode_answer("w7 w8")) == "w7 w8"
+
+
+def test_a_template_that_does_not_end_answers_gets_the_stop_token_put_there():
+    talk = chat()
+
+    assert talk.encode_answer("w7 w8") == [7, 8, EOS]
+
+
+def test_what_a_template_puts_behind_the_stop_token_is_no_part_of_the_answer():
+    talk = chat()
+    talk.tokenizer.chat_template = talk.tokenizer.chat_template + "{% if not add_generation_prompt %} w9{% endif %}"
+
+    assert talk.encode_answer("w7 w8") == [7, 8, EOS]
+
+
+def test_what_was_said_before_stands_before_the_request():
+    # "<user> w9 <eos> <assistant> w7 <eos> <user> w8 <eos> <assistant>"
+    asked = replace(RAGGED[0], text="w8", history=(("user", "w9"), ("assistant", "w7")))
+
+    assert chat().encode(asked) == [USER, 9, EOS, ASSISTANT, 7, EOS, USER, 8, EOS, ASSISTANT]
+    assert chat(template=False).encode(asked) == [BOS, 9, 7, 8]
+
+
+def test_a_conversation_that_the_template_refuses_is_told():
+    talk = chat()
+    talk.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+
+    with pytest.raises(DataError, match=r"refuses this conversation: System role not supported"):
+        talk.encode(replace(RAGGED[0], history=(("system", "w9"),)))
+
+
+def test_without_a_template_an_answer_ends_with_the_tokenizers_end():
+    assert chat(template=False).encode_answer("w7 w8") == [7, 8, EOS]

@@ -1,16 +1,21 @@
 import sqlite3
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from filelock import FileLock
 
-from backflip.core.errors import BackflipError, BusyError
+from backflip import store
+from backflip.core.errors import BackflipError, BusyError, DataError
+from backflip.core.records import ModelVersion
 from backflip.store import open_store
 from backflip.store.engine import connect
 from backflip.store.migrate import VERSION_TABLE, revision
@@ -111,11 +116,11 @@ def test_a_store_of_a_newer_backflip_is_refused(where: str):
     open_store(where).close()
     database = connect(where, busy_s=5.0)
     with database.write() as connection:
-        assert revision(connection) == "0001"
+        assert revision(connection) == "0002"
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     database.close()
 
-    with pytest.raises(BackflipError, match=r"newer Backflip \(schema 9999; this one knows up to 0001\)"):
+    with pytest.raises(BackflipError, match=r"newer Backflip \(schema 9999; this one knows up to 0002\)"):
         open_store(where)
 
 
@@ -131,3 +136,37 @@ def test_another_programs_database_is_left_alone(tmp_path: Path):
     other = sqlite3.connect(tmp_path / "photos.db")
     assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("albums",)]
     other.close()
+
+
+def test_a_store_of_the_first_schema_keeps_its_models_and_pairs(where: str):
+    database = connect(where, busy_s=5.0)
+    config = Config()
+    config.set_main_option("script_location", str(Path(store.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for statement in (
+            "INSERT INTO prompts (id, split, text, topic, form) VALUES ('p', 'train', 'say', '', '')",
+            *(
+                "INSERT INTO samples VALUES "
+                f"('{s}', 1, 'rate', 'p', 'reference', {n}, 'text', {'true' if n else 'false'}, 1, 'file', {n})"
+                for n, s in enumerate("ab")
+            ),
+            "INSERT INTO pairs VALUES ('q', 1, 'fit', 'p', 'a', 'b', 'reference', 0.5, 1)",
+            "INSERT INTO models (id, kind, round, parent, path) VALUES ('reference', 'base', 0, NULL, 'somewhere')",
+            "INSERT INTO models (id, kind, round, parent, path) VALUES ('policy-r1', 'policy', 1, 'reference', 'r1')",
+        ):
+            connection.exec_driver_sql(statement)
+    database.close()
+
+    sft = ModelVersion(id="tuned", kind="sft", round=0, parent="reference", path="models/sft")
+    with open_store(where) as opened:
+        [pair] = opened.pairs()
+        with opened.begin() as tx:
+            tx.add_model(sft)
+        assert [p.history for p in opened.prompts()] == [()]
+        assert (pair.id, pair.probability, pair.ranking) == ("q", 0.5, "")
+        assert [m.id for m in opened.models()] == ["reference", "policy-r1", "tuned"]
+        with pytest.raises(DataError, match="model_kind"), opened.begin() as tx:
+            tx.add_model(replace(sft, id="odd", kind="odd"))  # type: ignore[arg-type]

@@ -64,6 +64,14 @@ def test_every_record_comes_back_as_it_went_in(store: Store):
     assert store.note("another") is None
 
 
+def test_what_was_said_before_a_prompt_is_kept(store: Store):
+    said = (("system", "Be brief."), ("user", "Salut \u2028 \x00!"), ("assistant", "Hi."))
+    with store.begin() as tx:
+        tx.add_prompts([Prompt(id="long", split="train", text="Again.", history=said)])
+
+    assert [p.history for p in store.prompts() if p.id == "long"] == [said]
+
+
 def test_prompts_keep_the_order_of_their_file(store: Store):
     records = [Prompt(id=i, split=s, text="?") for i, s in (("b", "train"), ("a", "final"), ("c", "train"))]
     with store.begin() as tx:

@@ -1,0 +1,121 @@
+"""Stage 0: before the first round, a base model learns from demonstrations and becomes the run's untouched model."""
+
+from pathlib import Path
+
+import numpy as np
+
+from backflip.core.errors import DataError
+from backflip.core.records import Answer, Metric, Prompt
+from backflip.core.rng import generator
+from backflip.cycle.artefacts import remove, write_whole
+from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
+from backflip.cycle.folder import PLAN
+from backflip.cycle.measure import answered
+from backflip.cycle.tools import BASE, SFT_FOLDER, Tools
+from backflip.data.records import Demonstration
+from backflip.data.table import read_table
+from backflip.models.adapters import Adapter
+from backflip.models.chat import Chat
+from backflip.models.save import model_card, save_merged
+from backflip.policies.sft import fresh_imitator, imitate, nats_per_token, steps_of
+from backflip.policies.state import PolicyState
+from backflip.sampling.score import Reader
+
+STEP = "sft"
+SAVED_EVERY = 20
+"""Steps between two checkpoints, and between two looks at the demonstrations held out."""
+
+
+def imitate_demonstrations(tools: Tools) -> None:
+    """Fine-tune the base model in `tools` and save it merged as `SFT_FOLDER`; let the base answer what measuring needs.
+
+    Killed anywhere, the same call carries on. Raises: DataError for demonstrations that cannot be learned from.
+    """
+    folder = tools.root / SFT_FOLDER
+    if folder.exists():
+        return
+    for split in ("monitor", "final"):
+        answered(0, tools, split, BASE)
+    adapter = _train(tools).adapter
+    write_whole(folder, lambda part: _save(tools, adapter, part))
+    remove(_checkpoints(tools))
+
+
+def _save(tools: Tools, adapter: Adapter, folder: Path) -> None:
+    """The base model with the adapter folded in, as a plain Hugging Face folder."""
+    chat, base = tools.chat, tools.loaded.source
+    save_merged(tools.loaded.trunk, adapter, chat.tokenizer, folder, stops=chat.stops)
+    card = model_card("sft", base, plan=(tools.root / PLAN).read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _train(tools: Tools) -> PolicyState:
+    """The state after the last step, from the newest checkpoint."""
+    plan, config = tools.plan, tools.plan.sft
+    prompts, answers = load_demonstrations(config.demonstrations, tools.chat)
+    order = generator(plan.seed, "held-out demonstrations").permutation(len(answers))
+    out = np.sort(order[: round(config.held_out * len(answers))])
+    kept = np.sort(order[len(out) :])
+    reader = Reader(tools.loaded.trunk, tools.chat, micro=config.micro)
+    state = newest_checkpoint(_checkpoints(tools), tools.loaded.trunk.device)
+    if state is None:
+        state = fresh_imitator(tools.loaded.trunk, config, plan.seed)
+        save_checkpoint(state, _checkpoints(tools))
+    total = steps_of(config, len(kept))
+    tools.watcher.begin(f"stage 0: learn from {len(kept)} demonstrations", total)
+    tools.watcher.advance(state.step)
+    learned = [prompts[i] for i in kept], [answers[i] for i in kept]
+    for step in imitate(state, reader, *learned, config, seed=plan.seed):
+        figures, pause = dict(step.metrics), step.state.step % SAVED_EVERY == 0 or step.state.step == total
+        if len(out) and pause:
+            figures["sft/heldout_loss"] = nats_per_token(
+                step.state, reader, [prompts[i] for i in out], [answers[i] for i in out]
+            )
+        with tools.store.begin() as tx:
+            tx.add_metrics(
+                [Metric(round=0, step=STEP, tick=step.state.step, name=n, value=v) for n, v in figures.items()]
+            )
+        if pause:
+            save_checkpoint(step.state, _checkpoints(tools))
+        tools.watcher.advance(1, f"{figures['sft/loss']:.2f} nats a token")
+    return state
+
+
+def load_demonstrations(source: str, chat: Chat) -> tuple[list[Prompt], list[Answer]]:
+    """Demonstrations as prompts and the answers to them, tokenised, each with a stop token at its end.
+
+    Raises: DataError naming file and line.
+    """
+    prompts, answers = [], []
+    for n, record in enumerate(read_table(source, "demonstrations").records):
+        if not isinstance(record, Demonstration):
+            raise TypeError(f"{record.where} is no demonstration")
+        prompt = Prompt(id=f"demonstration-{n}", split="train", text=record.prompt[-1][1], history=record.prompt[:-1])
+        tokens = chat.encode_answer(record.answer)
+        if len(chat.encode(prompt)) + len(tokens) > chat.context:
+            raise DataError(
+                f"{record.where}: prompt and answer have more tokens than the model's context of {chat.context}.\n"
+                "What is cut off cannot be learned.\nShorten the row, or leave it out."
+            )
+        prompts.append(prompt)
+        answers.append(
+            Answer(
+                prompt_id=prompt.id,
+                index=0,
+                policy=STEP,
+                tokens=np.array(tokens, dtype=np.int64),
+                logp=np.zeros(len(tokens), dtype=np.float32),
+                ended=True,
+                text=record.answer,
+            )
+        )
+    if len(prompts) < 2:
+        raise DataError(
+            f"{source} holds {len(prompts)} demonstration, and stage 0 needs at least 2.\n"
+            "A model learns little from so few answers.\nAdd some, or leave sft.demonstrations empty."
+        )
+    return prompts, answers
+
+
+def _checkpoints(tools: Tools) -> Path:
+    return tools.root / "models" / "sft-checkpoints"
