@@ -12,6 +12,8 @@ import typer
 from backflip import __version__
 from backflip.cli.chat import chat
 from backflip.cli.demo import demo
+from backflip.cli.export import export
+from backflip.cli.import_ import import_
 from backflip.cli.init import init
 from backflip.cli.report import report
 from backflip.cli.run import run
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 for command in (demo, init, run, status, report, chat):
     app.command()(command)
+app.command("import")(import_)
+app.add_typer(export, name="export")
 
 
 def _print_version(wanted: bool) -> None:

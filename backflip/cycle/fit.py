@@ -39,7 +39,7 @@ def fit(number: int, tools: Tools) -> Outcome:
     with store.begin() as tx:
         mark = tx.set_watermark(number)
     tools.watcher.begin(f"round {number}: fit the reward", number + 1)
-    table = {r: features_of_round(tools, r) for r in range(1, number + 1)}
+    table = {0: features_of_imports(tools)} | {r: features_of_round(tools, r) for r in range(1, number + 1)}
     tools.watcher.advance(number, f"{len(store.votes(upto=mark))} votes")
     seen = votes_table(tools, table, store.votes(stream="fit", upto=mark))
     reference = table[1][1]
@@ -76,6 +76,22 @@ def features_of_round(tools: Tools, number: int) -> tuple[list[str], Array]:
     if not path.exists():
         save_array(path, "features", compute_features(tools, samples))
     return [s.id for s in samples], load_array(path, "features")
+
+
+def features_of_imports(tools: Tools) -> tuple[list[str], Array]:
+    """(sample ids, features (B, F)) of imported answers; computed once an import."""
+    artefacts: dict[str, list[Sample]] = {}
+    for s in tools.store.samples(round=0, purpose="rate"):
+        artefacts.setdefault(s.artefact, []).append(s)
+    ids: list[str] = []
+    rows: list[Array] = []
+    for name, samples in artefacts.items():
+        path = (tools.root / name).with_name("features.safetensors")
+        if not path.exists():
+            save_array(path, "features", compute_features(tools, samples))
+        ids += [s.id for s in samples]
+        rows += list(load_array(path, "features"))
+    return ids, np.array(rows)
 
 
 def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:

@@ -71,7 +71,7 @@ class Rate:
     """How many pairs are judged each round."""
 
     pairs: int = 192
-    """Pairs a round, the held-out ones included."""
+    """Pairs a round, the held-out ones included; 0 learns from imported preferences alone."""
     held_out: int = 32
     """Pairs of these that never serve a fit: random ones on monitor prompts, to judge the reward model."""
     pairs_per_prompt: int = 2
@@ -84,8 +84,9 @@ class Rate:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        require(self.pairs >= 1, "pairs", "a whole number of 1 or more")
-        require(0 <= self.held_out < self.pairs, "held_out", "0 or more and fewer than pairs")
+        require(self.pairs >= 0, "pairs", "a whole number of 0 or more")
+        fits = 0 <= self.held_out < self.pairs or self.pairs == self.held_out == 0
+        require(fits, "held_out", "0 or more and fewer than pairs (0 where pairs is 0)")
         require(self.pairs_per_prompt >= 1, "pairs_per_prompt", "a whole number of 1 or more")
         require(0 <= self.double_share <= 1, "double_share", "a number from 0 to 1")
 

@@ -1,8 +1,19 @@
-"""What a finished run hands out: models in the formats others load, each with a card."""
+"""What a run hands out: models in the formats others load, each with a card."""
 
+from pathlib import Path
+from typing import Literal
+
+from backflip.core.errors import ConfigError
 from backflip.cycle.artefacts import write_whole
-from backflip.cycle.tools import Tools
+from backflip.cycle.folder import PLAN, run_store
+from backflip.cycle.plan import read_plan
+from backflip.cycle.talk import newest_policy
+from backflip.cycle.tools import Tools, torch_dtype, untouched_model
+from backflip.models.chat import open_chat
+from backflip.models.gguf_write import write_gguf
+from backflip.models.load import load_model
 from backflip.models.save import save_adapter, save_merged
+from backflip.policies.state import load_state
 from backflip.rewards.model import RewardModel, load_reward
 from backflip.rewards.save import save_classifier
 
@@ -31,3 +42,42 @@ def publish(number: int, tools: Tools) -> None:
         folder = tools.root / "models" / name
         if not folder.exists():
             write_whole(folder, make)
+
+
+def publish_policy(root: Path, out: Path | None, kind: Literal["hf", "adapter", "gguf"]) -> tuple[Path, str]:
+    """Write the newest finished policy of the run in `root` to `out`; return where it is and its version.
+
+    Raises: BackflipError when there is no finished policy or the disk is full; ConfigError when `out` exists, or for
+    an adapter after full fine-tuning.
+    """
+    text = (root / PLAN).read_text(encoding="utf-8")
+    plan = read_plan(root / PLAN)
+    version = newest_policy(root, plan)
+    target = out or root / "exports" / f"{version.id}-{kind}{'.gguf' * (kind == 'gguf')}"
+    if target.exists():
+        raise ConfigError(
+            f"{target} exists and is left as it is.\nAn export never writes over another.\n"
+            "Give another name with --out."
+        )
+    if kind == "adapter" and not plan.ppo.rank:
+        raise ConfigError(
+            f"{version.id} has no adapter: the plan trains every weight (ppo.rank = 0).\n"
+            "peft's format holds changes of low rank only.\nExport it with --as hf or --as gguf."
+        )
+    with run_store(root, plan) as store:
+        votes = len(store.votes())
+    loaded = load_model(untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype))
+    adapter, chat = load_state(root / version.path).adapter, open_chat(loaded)
+    trunk, base = loaded.trunk, loaded.source
+    if kind == "adapter":
+        write_whole(target, lambda part: save_adapter(adapter, part, base, plan=text, votes=votes))
+    elif kind == "hf":
+        write_whole(
+            target,
+            lambda part: save_merged(
+                trunk, adapter, chat.tokenizer, part, base=base, plan=text, votes=votes, stops=chat.stops
+            ),
+        )
+    else:
+        write_whole(target, lambda part: write_gguf(part, trunk, adapter, base))
+    return target, version.id

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from backflip.core.errors import BackflipError, ConfigError, DataError
+from backflip.core.errors import BackflipError, DataError
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
 from backflip.cycle.folder import PLAN, only_process, run_store
@@ -17,7 +17,17 @@ from backflip.cycle.imitate import imitate_demonstrations
 from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.cycle.publish import publish
 from backflip.cycle.round import run_round
-from backflip.cycle.tools import BASE, REFERENCE, SFT_FOLDER, Silent, Tools, Watcher, torch_dtype, untouched_model
+from backflip.cycle.tools import (
+    BASE,
+    REFERENCE,
+    SFT_FOLDER,
+    Silent,
+    Tools,
+    Watcher,
+    own_prompts,
+    torch_dtype,
+    untouched_model,
+)
 from backflip.models.chat import Chat, open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.models.trunk import fingerprint
@@ -50,15 +60,10 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
 
     `version` says which model: the run's untouched one, or the `BASE` that stage 0 begins with.
     """
-    if plan.task.name not in TASKS:
-        raise ConfigError(
-            f'{root / PLAN}: task.name = "{plan.task.name}" does not fit.\nIt must be one of: {", ".join(TASKS)}.'
-        )
+    prompts = own_prompts(plan)
     if plan.model.threads:
         torch.set_num_threads(plan.model.threads)
     task = TASKS[plan.task.name]
-    own = Path(plan.task.prompts) if plan.task.prompts else None
-    prompts = task.prompt_file(own) if own else task.prompts()
     utility = task.utility(plan.task.weights or None)
     crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed)
     name = plan.model.name if version == BASE else untouched_model(root, plan)
@@ -68,7 +73,11 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
     _check_prompts(prompts, chat, plan)
-    tools = Tools(root, store, loaded, chat, {p.id: p for p in prompts}, utility, crowd, watcher, plan, version)
+    asked = {p.id: p for p in prompts}
+    imported = {p.id: p for p in store.prompts() if p.id not in asked}
+    tools = Tools(
+        root, store, loaded, chat, asked | imported, utility, crowd, watcher, plan, version, frozenset(imported)
+    )
     _check_model(root, store, version, fingerprint(loaded.trunk))
     with store.begin() as tx:
         tx.add_prompts(prompts)

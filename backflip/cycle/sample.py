@@ -14,6 +14,9 @@ from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.raters.pairs import random_pairs
 from backflip.raters.rankings import ranking_pairs
 
+UNRATED = 32
+"""Prompts answered in a round without pairs: the reward's scale and the critic begin from these answers."""
+
 
 def sample(number: int, tools: Tools) -> Outcome:
     """Let the round's first policy answer, batch by batch; open each batch's pairs and ask machine raters."""
@@ -82,7 +85,7 @@ def _open_pairs(samples: Sequence[Sample], where: _Where, tools: Tools) -> list[
 
 def ranks(plan: Plan, stream: str) -> bool:
     """Whether the pairs of a stream are judged as rankings."""
-    return plan.rate.rank and stream == "fit"
+    return plan.rate.rank and plan.rate.pairs > 0 and stream == "fit"
 
 
 def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
@@ -92,6 +95,8 @@ def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
     pool = tools.split("monitor" if stream == "random" else "train")
     each = comb(tools.plan.sampling.answers, 2) if ranks(tools.plan, stream) else rate.pairs_per_prompt
     count = min(len(pool), -(-wanted // each))
+    if not rate.pairs and stream == "fit":
+        count = min(len(pool), UNRATED)
     picked: dict[str, Prompt] = {}
     place = (number - 1) * count
     while len(picked) < count:

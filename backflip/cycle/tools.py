@@ -7,7 +7,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from backflip.core.errors import ConfigError
 from backflip.core.records import Metric, ModelVersion, Prompt
+from backflip.cycle.folder import PLAN
 from backflip.cycle.plan import Plan
 from backflip.models.chat import Chat
 from backflip.models.load import Loaded
@@ -17,6 +19,7 @@ from backflip.raters.personas import SimulatedCrowd
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
 from backflip.store import Store
+from backflip.tasks import TASKS
 from backflip.tasks.task import TaskUtility
 
 REFERENCE = "reference"
@@ -80,6 +83,8 @@ class Tools:
     plan: Plan
     version: str = REFERENCE
     """Version of the loaded weights; `BASE` during stage 0."""
+    imported: frozenset[str] = frozenset()
+    """Prompts of imported answers: known, but never asked."""
 
     def __post_init__(self) -> None:
         """Derive the readers and the sampler."""
@@ -113,8 +118,18 @@ class Tools:
         return 0.0 if alone else self.plan.rate.double_share
 
     def split(self, name: str) -> list[Prompt]:
-        """The run's prompts of one split."""
-        return [p for p in self.prompts.values() if p.split == name]
+        """The run's own prompts of one split."""
+        return [p for p in self.prompts.values() if p.split == name and p.id not in self.imported]
+
+
+def own_prompts(plan: Plan) -> list[Prompt]:
+    """The prompts that the plan's task brings, or the user's own. Raises: ConfigError; DataError for the file."""
+    if plan.task.name not in TASKS:
+        raise ConfigError(
+            f'{PLAN}: task.name = "{plan.task.name}" does not fit.\nIt must be one of: {", ".join(TASKS)}.'
+        )
+    task = TASKS[plan.task.name]
+    return task.prompt_file(Path(plan.task.prompts)) if plan.task.prompts else task.prompts()
 
 
 def untouched_model(root: Path, plan: Plan) -> str:

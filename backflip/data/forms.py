@@ -33,6 +33,13 @@ _YES, _NO = ("true", "1", "yes", "up"), ("false", "0", "no", "down", "-1")
 def recognise(values: Mapping[str, Any], source: str) -> Form:
     """The form of a data set, from its first row. Raises: DataError naming the columns there are."""
     columns = {name for name, value in values.items() if value is not None}
+    if len(one := columns & {"chosen", "rejected"}) == 1:
+        [there] = one
+        raise DataError(
+            f"{source} is one-sided: it has {there} answers and nothing they were compared with. {_found(values)}\n"
+            "A preference is a choice between two answers to a prompt.\n"
+            "Give both chosen and rejected; good answers alone are demonstrations: call that column completion."
+        )
     form = next((f for f, needs in COLUMNS.items() if any(columns >= set(need) for need in needs)), None)
     if form is None:
         raise DataError(
@@ -86,6 +93,8 @@ def _preference(row: Mapping[str, Any], where: str, split: Split | None) -> Pref
         strength=_strength(row.get("strength"), where), split=split, shown_first=first,
         chosen_ended=_truth(row.get("chosen_ended", True), where, "chosen_ended"),
         rejected_ended=_truth(row.get("rejected_ended", True), where, "rejected_ended"),
+        pair=_name(row.get("pair")), ranking=_name(row.get("ranking")), reason=_name(row.get("reason")),
+        at=_seconds(row.get("at")), latency_s=_seconds(row.get("latency_s")),
     )  # fmt: skip
 
 
@@ -99,7 +108,15 @@ def _sides(row: Mapping[str, Any], where: str) -> tuple[Messages, str, str]:
         whole = split_common(chosen, rejected, where)  # the prompt's text, and the conversation that leads to it
         if whole[0][-1] == prompt[0]:
             return whole
-    return prompt, answer_of(chosen, prompt, where, "chosen"), answer_of(rejected, prompt, where, "rejected")
+    return prompt, _side(row, prompt, where, "chosen"), _side(row, prompt, where, "rejected")
+
+
+def _side(row: Mapping[str, Any], prompt: Messages, where: str, column: str) -> str:
+    """One of the two answers. It may be empty only where the row says that it ended there."""
+    value = row.get(column)
+    if row.get(f"{column}_ended") is True and value == "":
+        return ""
+    return answer_of(value, prompt, where, column)
 
 
 def _thumb(row: Mapping[str, Any], where: str, split: Split | None) -> Thumb:
@@ -144,6 +161,21 @@ def _rater(row: Mapping[str, Any], where: str) -> str:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise fault(where, "rater holds half a character (a lone surrogate)", "The text was cut inside an emoji.")
     return text
+
+
+def _name(value: Any) -> str:
+    """A text or a number by which the source calls something; columns of other kinds are not meant."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or _huge(value):
+        return ""
+    text = str(value)
+    return "" if any("\ud800" <= c <= "\udfff" for c in text) else text
+
+
+def _seconds(value: Any) -> float | None:
+    """A time in seconds; None where a column of this name holds something else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or _huge(value):
+        return None
+    return float(value) if math.isfinite(value) and value >= 0 else None
 
 
 def _rater_kind(row: Mapping[str, Any], where: str) -> RaterKind | None:

@@ -45,6 +45,14 @@ class Preference:
     chosen_ended: bool = True
     """False when the answer was cut off."""
     rejected_ended: bool = True
+    pair: str = ""
+    """What the source calls the pair; equal answers under two names are two pairs."""
+    ranking: str = ""
+    """The ranking the judgement is part of; empty for a pair alone."""
+    reason: str = ""
+    at: float | None = None
+    """Seconds since the epoch (UTC)."""
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,10 +120,10 @@ class Judgements(NamedTuple):
 
 def judgements(preferences: Sequence[Preference]) -> Judgements:
     """Each rater's first judgement of each pair of answers; what repeats or contradicts it is told apart."""
-    said: dict[tuple[Messages, frozenset[str], str], Preference] = {}
+    said: dict[tuple[Messages, frozenset[str], str, str], Preference] = {}
     repeated, against = 0, []
     for p in preferences:
-        key = (p.prompt, frozenset((p.chosen, p.rejected)), p.rater)
+        key = (p.prompt, frozenset((p.chosen, p.rejected)), p.rater, p.pair)
         known = said.setdefault(key, p)
         if known is p:
             continue
@@ -139,8 +139,14 @@ def pair_thumbs(thumbs: Sequence[Thumb]) -> tuple[list[Preference], int]:
 
     Every answer is used at least once where there is one for the other side, and none more often than needed:
     m liked and n disliked answers make max(m, n) pairs. Where the data do not say who judged, all is one rater.
-    Raises: DataError when no prompt has answers of both kinds.
+    Raises: DataError when every label is the same, or no prompt has answers of both kinds.
     """
+    if len({t.up for t in thumbs}) == 1:
+        raise DataError(
+            f"All {len(thumbs)} labels are {'true' if thumbs[0].up else 'false'}: none is better than another.\n"
+            "The column label may have been filled by default, or the data set cut down to one kind.\n"
+            "Give answers of both kinds; good answers alone are demonstrations: leave the column label out."
+        )
     groups: dict[tuple[Messages, str], tuple[list[Thumb], list[Thumb]]] = defaultdict(lambda: ([], []))
     for t in thumbs:
         groups[t.prompt, t.rater][not t.up].append(t)

@@ -90,7 +90,7 @@ def adapter_from_state(
         if part not in parts:
             raise DataError(
                 f"The adapter holds {key}, which is no plain LoRA weight.\n"
-                "It may be a DoRA adapter or carry trained embeddings. Give a plain LoRA adapter."
+                "It may be a DoRA adapter or carry trained embeddings.\nGive a plain LoRA adapter."
             )
         parts[part][name] = value.detach().to(device, torch.float32).clone().requires_grad_()
     if not rank:
@@ -99,7 +99,7 @@ def adapter_from_state(
     if a.keys() != b.keys():
         raise DataError(
             f"The adapter holds only one half of {min(a.keys() ^ b.keys())}.\n"
-            "The file may be incomplete: save or fetch it again."
+            "The file may be incomplete.\nSave or fetch it again."
         )
     return Adapter(a, b, rank, alpha)
 

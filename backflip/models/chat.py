@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from backflip.core.errors import DataError
 from backflip.core.records import Prompt
-from backflip.models.load import Loaded
+from backflip.models.load import Loaded, generation_stops
 
 Turns = Sequence[tuple[str, str]]
 
@@ -104,15 +103,6 @@ class Chat:
 def open_chat(loaded: Loaded) -> Chat:
     """The chat side of a loaded model."""
     tokenizer = loaded.tokenizer
-    stops = {tokenizer.eos_token_id} | set(_generation_stops(loaded.source))
+    stops = {tokenizer.eos_token_id} | set(generation_stops(loaded.source))
     known = tuple(sorted(int(s) for s in stops if s is not None))
     return Chat(tokenizer, known, loaded.trunk.context, templated=bool(tokenizer.chat_template))
-
-
-def _generation_stops(source: str) -> list[int]:
-    """`eos_token_id` of the generation config of a folder or Hub id, as a list; empty where there is none."""
-    try:
-        eos = GenerationConfig.from_pretrained(source).eos_token_id
-    except OSError:
-        return []
-    return [] if eos is None else [int(i) for i in np.atleast_1d(eos)]

@@ -139,6 +139,17 @@ def has_plain_head(trunk: Generic) -> bool:
         return torch.allclose(torch.nn.functional.linear(hidden, *trunk.head()), logits, rtol=1e-2, atol=1e-2)
 
 
+def looks_ahead(trunk: Generic) -> bool:
+    """Whether a token's hidden state changes with what comes after it, as in an encoder."""
+    with torch.no_grad():
+        ids = torch.arange(min(4, trunk.vocabulary), device=trunk.device)[None]
+        other = ids.clone()
+        other[0, -1] = 0
+        body = getattr(trunk.model, trunk.body_name)
+        first, second = (body(input_ids=i).last_hidden_state[0, 0].float() for i in (ids, other))
+        return not torch.allclose(first, second, rtol=1e-2, atol=1e-2)
+
+
 def _unpack(batch: Packed) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """One padded row per answer with its prompt, and one per prompt without answers.
 

@@ -8,6 +8,8 @@ from typing import Any, get_args
 from backflip.core.errors import DataError
 from backflip.core.records import Prompt, Split
 from backflip.core.rng import seed_of
+from backflip.data.messages import asked, messages_of
+from backflip.data.records import Messages
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 EXAMPLE = '{"prompt": "Write one sentence about tea."}'
@@ -16,10 +18,10 @@ EXAMPLE = '{"prompt": "Write one sentence about tea."}'
 def load_prompt_file(path: Path, forms: Collection[str] | None = None) -> list[Prompt]:
     """The prompts in the JSONL file `path`, in its order.
 
-    A line holds `prompt` and, if you like, `id`, `split` (train, monitor, final), `topic` (words an
-    answer ought to touch) and `form` (one of `forms`, where given); other keys are left alone, empty
-    lines are skipped. Without a split, the prompt's text decides: 60% train, 20% monitor, 20% final,
-    the same on every machine and whatever else the file holds.
+    A line holds `prompt`, a text or a list of messages that ends with the user's, and, if you like, `id`,
+    `split` (train, monitor, final), `topic` (words an answer ought to touch) and `form` (one of `forms`,
+    where given); other keys are left alone, empty lines are skipped. Without a split, the prompt's text
+    decides: 60% train, 20% monitor, 20% final, the same on every machine and whatever else the file holds.
     Raises: DataError naming file and line.
     """
     try:
@@ -36,7 +38,8 @@ def load_prompt_file(path: Path, forms: Collection[str] | None = None) -> list[P
             continue
         where = f"{path}, line {number}"
         prompt = _read_prompt(line, where, forms)
-        for seen, key, what in ((by_text, prompt.text, "prompt"), (by_id, prompt.id, f"id {prompt.id}")):
+        content = str((prompt.text, prompt.history))
+        for seen, key, what in ((by_text, content, "prompt"), (by_id, prompt.id, f"id {prompt.id}")):
             if key in seen:
                 raise DataError(f"{where}: the same {what} stands in line {seen[key]}.\nRemove or change one of them.")
             seen[key] = number
@@ -65,24 +68,30 @@ def _read_prompt(line: bytes, where: str, forms: Collection[str] | None) -> Prom
         raise DataError(f"{where} is not JSON that can be read.\nIt must look like {EXAMPLE}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where} is JSON, but not an object in braces.\nIt must look like {EXAMPLE}")
-    text = _text_of(row, "prompt", where)
+    history: Messages = ()
+    if isinstance(row.get("prompt"), list):
+        *before, (_, text) = asked(messages_of(row["prompt"], where, "prompt"), where, "prompt")
+        history = tuple(before)
+    else:
+        text = _text_of(row, "prompt", where)
     if not text:
         fault = "is empty" if "prompt" in row else "is missing"
         raise DataError(f"{where}: prompt {fault}.\nThe line must look like {EXAMPLE}")
     split = _text_of(row, "split", where) or split_of(text)
     if split not in SPLITS:
         raise DataError(f'{where}: split = "{split}" does not fit.\nIt must be one of {", ".join(SPLITS)}.')
-    asked = _text_of(row, "form", where)
-    if forms is not None and asked not in forms:
+    wanted = _text_of(row, "form", where)
+    if forms is not None and wanted not in forms:
         known = ", ".join(f for f in forms if f)
-        raise DataError(f'{where}: form = "{asked}" does not fit.\nIt must be one of {known}, or left out.')
-    own_id = f"p{seed_of(0, 'prompt', text):016x}"
+        raise DataError(f'{where}: form = "{wanted}" does not fit.\nIt must be one of {known}, or left out.')
+    own_id = f"p{seed_of(0, 'prompt', text, *(part for turn in history for part in turn)):016x}"
     return Prompt(
         id=_text_of(row, "id", where) or own_id,
         split=split,
         text=text,
         topic=_text_of(row, "topic", where),
-        form=asked,
+        form=wanted,
+        history=history,
     )
 
 

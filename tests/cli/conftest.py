@@ -127,6 +127,8 @@ class Finished:
     said: Said
     cwd: Path
     root: Path
+    base: Path
+    """The model it began with."""
 
     def call(self, *args: object, stdin: str = "") -> Said:
         """Run another command where the run was made."""
@@ -134,10 +136,10 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(plan_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(plan_file: Callable[..., Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The tiny plan, carried to its end once for all tests that only look at it."""
     cwd = tmp_path_factory.mktemp("finished")
     said = call("run", plan_file(), cwd=cwd)
     assert said.code == 0, said.err
     [root] = (cwd / "runs").iterdir()
-    return Finished(said, cwd, root)
+    return Finished(said, cwd, root, tiny_model)

@@ -167,7 +167,7 @@ def test_a_model_that_is_not_there_is_refused_without_a_traceback(backflip, plan
     said = backflip("run", plan_file(), "--model", "no/such-model")
 
     assert said.code == 2
-    assert "backflip: The model 'no/such-model' could not be loaded" in said.err
+    assert "backflip: The model 'no/such-model' is no folder here" in said.err
 
 
 def test_a_folder_that_is_a_file_is_refused(backflip, plan_file, tmp_path):

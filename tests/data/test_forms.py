@@ -65,6 +65,23 @@ def test_extra_columns_are_kept() -> None:
     assert (out.shown_first, out.rater_kind) == ("rejected", "judge")
 
 
+def test_an_answer_may_be_empty_where_the_row_says_that_it_ended() -> None:
+    assert preference(rejected="", rejected_ended=True).rejected == ""
+    with pytest.raises(DataError, match="rejected is empty"):
+        preference(rejected="", rejected_ended=False)
+
+
+def test_a_row_that_lacks_a_side_is_told() -> None:
+    with pytest.raises(DataError, match="rejected is missing"):
+        read_row("preferences", {"prompt": "p", "chosen": "a"}, "row 1")
+
+
+def test_columns_of_the_same_name_that_mean_something_else_are_left_alone() -> None:
+    out = preference(pair=[1], reason=3.5, at="yesterday", latency_s=float("nan"), ranking=True)
+
+    assert (out.pair, out.reason, out.at, out.latency_s, out.ranking) == ("", "", None, None, "")
+
+
 def test_a_prompt_of_several_turns_is_kept_whole() -> None:
     said = (("system", "Be brief."), USER, BOT, ("user", "Again."))
     out = read({"prompt": turns(*said), "chosen": "Hi!", "rejected": "No."})
@@ -95,6 +112,7 @@ def test_the_form_is_told_by_the_columns(row: dict[str, Any], kind: type) -> Non
     ("row", "words"),
     [
         ({"question": "x", "answer": "y"}, r"has no form that is known\. The columns it has: question, answer\."),
+        ({"prompt": "p", "chosen": "a"}, "is one-sided: it has chosen answers and nothing they were compared with"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "prompt is empty"),
         ({"prompt": "p", "chosen": "  ", "rejected": "b"}, "chosen is empty"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen is equal to rejected"),
@@ -184,6 +202,11 @@ def test_liked_answers_meet_disliked_ones_of_the_same_prompt_and_rater() -> None
 
     assert [(p.chosen, p.rejected) for p in pairs] == [("good 0", "bad 0"), ("good 1", "bad 1"), ("good 0", "bad 2")]
     assert left == 2
+
+
+def test_labels_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(DataError, match="All 2 labels are true"):
+        pair_thumbs([thumb("p", "good", True, "1"), thumb("p", "better", True, "2")])
 
 
 def test_thumbs_that_never_meet_are_refused() -> None:

@@ -2,100 +2,29 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import ANSWERS, ASKED, LLAMA3, SPECIAL, chat, hf_model, llama_of
-from tokenizers.pre_tokenizers import ByteLevel
+from tiny import ANSWERS, ASKED, LLAMA3, chat, hf_model, llama_of
+from tiny_gguf import write
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from backflip.core.errors import DataError
 from backflip.models import gguf as module
 from backflip.models.chat import open_chat
-from backflip.models.gguf import BLOCK, TOP, convert_gguf
+from backflip.models.gguf import convert_gguf
 from backflip.models.load import load_model
 from backflip.sampling.score import Reader
-
-LETTERS = sorted(ByteLevel.alphabet())
-TOKENS = [*SPECIAL, *LETTERS, "ab", "12", *(f"x{i}" for i in range(300 - len(SPECIAL) - len(LETTERS) - 2))]
-HF_TO_GGUF = {v: k for k, v in TOP.items()} | {v: k for k, v in BLOCK.items()}
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BACKFLIP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def interleaved(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """A Llama's query or key rows as llama.cpp stores them: x0 y0 x1 y1 ... in every head."""
-    out, fan_in = weight.shape
-    return weight.reshape(heads, 2, out // heads // 2, fan_in).swapaxes(1, 2).reshape(out, fan_in)
-
-
-def gguf_name(name: str) -> str:
-    if name in HF_TO_GGUF:
-        return HF_TO_GGUF[name]
-    _, _, block, rest = name.split(".", 3)
-    part, _, kind = rest.rpartition(".")
-    return f"blk.{block}.{HF_TO_GGUF[part]}.{kind}"
-
-
-def write(
-    path: Path, hf: PreTrainedModel, arch: str = "llama", *, more: Mapping[str, NDArray[Any]] = {}, pre: str = "smollm",
-    without: str = "", context: int = 64, quantise: bool = False,
-) -> Path:  # fmt: skip
-    """A GGUF file of this model, with a byte-level tokenizer."""
-    config: Any = hf.config
-    out = gguf.GGUFWriter(path, arch)
-    facts = {
-        "block_count": config.num_hidden_layers, "context_length": context, "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size, "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-    }  # fmt: skip
-    for key, value in facts.items():
-        if key != without:
-            out.add_uint32(f"{arch}.{key}", value)
-    if getattr(config, "head_dim", None):
-        out.add_uint32(f"{arch}.attention.key_length", config.head_dim)
-    out.add_float32(f"{arch}.rope.freq_base", config.rope_parameters["rope_theta"])
-    out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre(pre)
-    out.add_token_list(TOKENS)
-    out.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
-    out.add_token_merges(["a b", "1 2"])
-    out.add_bos_token_id(1)
-    out.add_eos_token_id(2)
-    out.add_eot_token_id(5)
-    out.add_pad_token_id(2)
-    for name, weight in hf.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        array = weight.float().numpy()
-        if arch == "llama" and name.endswith("q_proj.weight"):
-            array = interleaved(array, config.num_attention_heads)
-        if arch == "llama" and name.endswith("k_proj.weight"):
-            array = interleaved(array, config.num_key_value_heads)
-        kind = gguf.GGMLQuantizationType.Q8_0
-        if quantise and array.ndim == 2 and array.shape[1] % 32 == 0:
-            out.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
-        else:
-            out.add_tensor(gguf_name(name), array)
-    for name, array in more.items():
-        out.add_tensor(name, array)
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return path
 
 
 def rounded(hf: PreTrainedModel) -> PreTrainedModel:
@@ -189,7 +118,7 @@ def test_an_unreadable_file_is_refused(content: bytes, tmp_path: Path):
 def test_a_download_that_broke_off_is_refused(share: float, tmp_path: Path, cache: Path):
     whole = write(tmp_path / "m.gguf", hf_model("llama")).read_bytes()
     (tmp_path / "part.gguf").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(DataError, match="fetch it again"):
+    with pytest.raises(DataError, match="Fetch it again"):
         convert_gguf(tmp_path / "part.gguf")
     assert not cache.exists() or not list(cache.iterdir())
 
@@ -203,7 +132,7 @@ def test_a_tensor_the_family_does_not_have_is_refused(tmp_path: Path, cache: Pat
     experts = {"blk.0.ffn_gate_inp.weight": np.zeros((4, 32), dtype=np.float32)}
     with pytest.raises(DataError, match=r"blk\.0\.ffn_gate_inp\.weight"):
         convert_gguf(write(tmp_path / "m.gguf", hf_model("llama"), more=experts))
-    assert not list(cache.iterdir())
+    assert not cache.exists()
 
 
 def test_unknown_position_scaling_is_refused(tmp_path: Path):
@@ -213,5 +142,77 @@ def test_unknown_position_scaling_is_refused(tmp_path: Path):
 
 
 def test_a_missing_fact_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no single llama\.block_count"):
+    with pytest.raises(DataError, match=r"gives no single llama\.block_count"):
         convert_gguf(write(tmp_path / "m.gguf", hf_model("llama"), without="block_count"))
+
+
+def damaged(path: Path, name: str, array: NDArray[np.float32]) -> Path:
+    """The file of a model with one tensor replaced."""
+    hf = hf_model("llama")
+    hf.state_dict()[name].copy_(torch.from_numpy(array))
+    return write(path, hf)
+
+
+def test_a_missing_tensor_is_refused_by_name(tmp_path: Path):
+    hf = hf_model("llama", layers=2)
+    hf.config.num_hidden_layers = 3  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"m\.gguf lacks the tensor blk\.2\.attn_norm\.weight"):
+        convert_gguf(write(tmp_path / "m.gguf", hf))
+
+
+def test_a_tensor_in_another_shape_is_refused_by_name(tmp_path: Path):
+    hf = hf_model("llama")
+    hf.config.intermediate_size = 40  # type: ignore[union-attr]  # the weights have 48
+    with pytest.raises(
+        DataError, match=r"blk\.0\.ffn_gate\.weight in shape \(48, 32\); its header asks for \(40, 32\)"
+    ):
+        convert_gguf(write(tmp_path / "m.gguf", hf))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, cache: Path):
+    norm = np.array([np.nan, *[1.0] * 31], dtype=np.float32)
+    with pytest.raises(DataError, match=r"output_norm\.weight with numbers that are not finite"):
+        convert_gguf(damaged(tmp_path / "m.gguf", "model.norm.weight", norm))
+    assert not list(cache.iterdir())
+
+
+def test_more_tokens_than_the_embedding_has_rows_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="a tokenizer of 300 tokens and an embedding of 290"):
+        convert_gguf(write(tmp_path / "m.gguf", hf_model("llama", vocabulary=290)))
+
+
+def test_32_bit_weights_keep_their_last_digit(tmp_path: Path):
+    hf = hf_model("llama")
+    state = load_model(str(write(tmp_path / "m.gguf", hf)), dtype=torch.float32).trunk.state()
+
+    assert all(torch.equal(state[name], weight) for name, weight in hf.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("num_hidden_layers", 0, r"gives '0' as llama\.block_count"),
+        ("intermediate_size", 1 << 31, r"2147483648 as llama\.feed_forward_length, which is no count"),
+        ("rms_norm_eps", float("nan"), r"gives 'nan' as llama\.attention\.layer_norm_rms_epsilon"),
+        ("head_dim", 7, "4 heads over 2 of 7 numbers, which cannot be"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(name: str, value: float, why: str, tmp_path: Path):
+    hf = hf_model("llama")
+    setattr(hf.config, name, value)
+    with pytest.raises(DataError, match=why) as caught:
+        convert_gguf(write(tmp_path / "m.gguf", hf))
+    assert str(caught.value).count("\n") == 2
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_no_token_is_added_that_the_model_does_not_have(arch: str, tmp_path: Path):
+    loaded = load_model(str(write(tmp_path / "m.gguf", hf_model(arch), arch)))
+
+    assert len(loaded.tokenizer) == 300
+    assert max(loaded.tokenizer("<|endoftext|>")["input_ids"]) < 300
+
+
+def test_a_part_of_a_split_file_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"m\.gguf is one of 3 parts of a model"):
+        convert_gguf(write(tmp_path / "m.gguf", hf_model("llama"), parts=3))

@@ -1,0 +1,227 @@
+"""A run's answers and votes as a data set for others, with a card that says how they came about."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backflip.core.errors import ConfigError, DataError
+from backflip.core.records import Pair, Prompt, Rater, Sample, Vote
+from backflip.cycle.artefacts import write_whole
+from backflip.cycle.folder import PLAN, has_begun, run_store
+from backflip.cycle.plan import read_plan
+from backflip.store import Store
+
+Format = Literal["jsonl", "parquet"]
+Row = dict[str, Any]
+CARD = """\
+---
+tags: [preferences, rlhf, backflip]
+configs:
+- config_name: preferences
+  data_files: preferences.{ending}
+- config_name: samples
+  data_files: samples.{ending}
+---
+
+# Judgements collected with Backflip
+
+Answers of a language model, and which of two answers to the same request {who} preferred.
+
+| file | rows | what a row is |
+|---|---|---|
+| `preferences.{ending}` | {preferences} | one vote: the answer that was chosen and the one that was not |
+| `samples.{ending}` | {samples} | one answer of one version of the policy |
+
+## How the votes came about
+
+- Base model: {model}. Task: {task}. Rounds: {rounds}.
+- Raters: {raters}.
+- Left out: {skips} skipped votes and {retracted} that were taken back.
+{streams}
+
+## Columns of `preferences`
+
+- `prompt`: the request; a list of messages where something was said before it.
+- `chosen`, `rejected`: the two answers; with `tie` true neither was better, and the names mean nothing.
+- `chosen_ended`, `rejected_ended`: false where an answer was cut off.
+- `rater`, `rater_kind`: who judged, by the name the run knows them by, and whether that is a person, a simulated
+  persona or a language model as judge. `strength`: 1 to 3 where the rater said how sure they were. `reason`: why.
+- `shown_first`: which answer stood first. `latency_s`: seconds it took. `at`: seconds since 1970 (UTC).
+- `split`: train for votes a reward was fitted on, monitor for held-out ones. `stream`: fit, random (held out) or
+  reference (policy against the untouched model). `round`, `policy`: when, and whose answers were judged.
+- `pair`, `probability`, `ranking`: the pair's id, the chance with which it was picked, and the ranking it is part of.
+
+## Personal data
+
+Votes of people are personal data. Ask them before you publish this, and take out `rater`, `reason` and `at` if in
+doubt.
+
+## Licence
+
+Not recorded. The base model's licence and what the raters agreed to decide it; whoever publishes this must check both.
+"""
+STREAMS = {
+    "fit": "votes a reward was fitted on",
+    "random": "held-out votes that judge the reward",
+    "reference": "votes on policy against untouched model",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    folder: str
+    preferences: int
+    samples: int
+    skipped: int
+    """Votes that chose nothing."""
+    retracted: int
+
+
+def export_data(root: Path, folder: Path, kind: Format = "jsonl") -> Exported:
+    """Write every round's answers and votes, and a card, into the new folder `folder`.
+
+    Raises: ConfigError when it exists or the run has not begun; BackflipError when the disk is full.
+    """
+    plan = read_plan(root / PLAN)
+    if folder.exists():
+        raise ConfigError(
+            f"{folder} exists and is left as it is.\nAn export never writes over another.\n"
+            "Give another name with --out."
+        )
+    if not has_begun(root, plan):
+        raise ConfigError(
+            f"{root} has nothing to export yet.\nIts first round has not begun.\nStart it: backflip run --dir {root}"
+        )
+    with run_store(root, plan) as store:
+        preferences, samples = _preferences(store), _samples(store)
+        votes, log = store.votes(), store.vote_log()
+        out = Exported(
+            folder=str(folder),
+            preferences=len(preferences),
+            samples=len(samples),
+            skipped=sum(v.choice == "skip" for v in votes),
+            retracted=sum(v.choice == "retract" for v in log),
+        )
+        card = _card(store, out, preferences, kind, plan.model.name)
+
+    def write(part: Path) -> None:
+        part.mkdir(parents=True)
+        for name, rows in (("preferences", preferences), ("samples", samples)):
+            _write(part / f"{name}.{kind}", rows, kind)
+        (part / "README.md").write_text(card, encoding="utf-8")
+
+    write_whole(folder, write)
+    return out
+
+
+def _preferences(store: Store) -> list[Row]:
+    prompts = {p.id: p for p in store.prompts()}
+    pairs, raters = {p.id: p for p in store.pairs()}, {r.id: r for r in store.raters()}
+    votes = [v for v in store.votes() if v.choice in ("a", "b", "tie")]
+    ids = {i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)}
+    samples = store.samples_by_id(sorted(ids))
+    return [_preference(v, pairs[v.pair_id], prompts, samples, raters[v.rater_id]) for v in votes]
+
+
+def _preference(
+    vote: Vote, pair: Pair, prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], rater: Rater
+) -> Row:
+    a, b = samples[pair.sample_a], samples[pair.sample_b]
+    chosen, rejected = (b, a) if vote.choice == "b" else (a, b)
+    first = a if vote.shown == "ab" else b
+    return {
+        "prompt": _prompt(prompts[pair.prompt_id]),
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "tie": vote.choice == "tie",
+        "rater": rater.id,
+        "rater_kind": rater.kind,
+        "strength": vote.strength,
+        "reason": vote.reason,
+        "shown_first": "chosen" if first is chosen else "rejected",
+        "chosen_ended": chosen.ended,
+        "rejected_ended": rejected.ended,
+        "split": "train" if pair.stream == "fit" else "monitor",
+        "stream": pair.stream,
+        "round": pair.round,
+        "policy": pair.policy,
+        "pair": pair.id,
+        "probability": pair.probability,
+        "ranking": pair.ranking,
+        "latency_s": vote.latency_s,
+        "at": vote.at,
+    }
+
+
+def _samples(store: Store) -> list[Row]:
+    prompts = {p.id: p for p in store.prompts()}
+    return [
+        {
+            "id": s.id,
+            "round": s.round,
+            "purpose": s.purpose,
+            "policy": s.policy,
+            "prompt": _prompt(prompts[s.prompt_id]),
+            "split": prompts[s.prompt_id].split,
+            "topic": prompts[s.prompt_id].topic,
+            "form": prompts[s.prompt_id].form,
+            "completion": s.text,
+            "ended": s.ended,
+            "tokens": s.length,
+        }
+        for s in store.samples()
+    ]
+
+
+def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    """The request as a text, or as messages when something was said before it."""
+    if not prompt.history:
+        return prompt.text
+    return [{"role": role, "content": content} for role, content in (*prompt.history, ("user", prompt.text))]
+
+
+def _write(path: Path, rows: Sequence[Row], kind: Format) -> None:
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise DataError(
+            "Parquet cannot be written: the package pyarrow is not installed.\n"
+            "It is left out of a plain install, because it is large.\n"
+            "Install it with: pip install 'backflip[data]', or export with --format jsonl"
+        ) from None
+    if any(isinstance(row["prompt"], list) for row in rows):  # a column holds values of one type
+        rows = [row | {"prompt": _as_messages(row["prompt"])} for row in rows]
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def _as_messages(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _card(store: Store, out: Exported, preferences: Sequence[Row], kind: Format, model: str) -> str:
+    kinds = Counter(kind for _, kind in {(row["rater"], row["rater_kind"]) for row in preferences})
+    words = {"person": "people", "persona": "simulated personas", "judge": "language models as judges"}
+    raters = ", ".join(f"{count} {words[k]}" for k, count in sorted(kinds.items())) or "nobody yet"
+    streams = Counter(row["stream"] for row in preferences)
+    return CARD.format(
+        ending=kind,
+        who=" and ".join(words[k] for k in sorted(kinds)) or "nobody",
+        preferences=out.preferences,
+        samples=out.samples,
+        model=Path(model).name if Path(model).exists() else model,
+        task=store.note("task") or "not recorded",
+        rounds=len(store.rounds()),
+        raters=raters,
+        skips=out.skipped,
+        retracted=out.retracted,
+        streams="\n".join(f"- Stream `{s}`: {streams[s]} {what}." for s, what in STREAMS.items()),
+    )
