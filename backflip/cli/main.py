@@ -11,8 +11,10 @@ import typer
 
 from backflip import __version__
 from backflip.cli.chat import chat
+from backflip.cli.compare import compare
 from backflip.cli.demo import demo
 from backflip.cli.export import export
+from backflip.cli.forget import forget
 from backflip.cli.import_ import import_
 from backflip.cli.init import init
 from backflip.cli.report import report
@@ -32,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, init, run, status, report, chat):
+for command in (demo, init, run, status, report, compare, chat, forget):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")

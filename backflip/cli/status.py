@@ -10,6 +10,7 @@ from backflip.cli.terminal import AsJson, RunFolder, print_json, run_folder
 
 if TYPE_CHECKING:
     from backflip.cycle.overview import Overview, RoundState
+    from backflip.cycle.plan_changes import Changes
 
 
 def status(dir: RunFolder = None, as_json: AsJson = False) -> None:
@@ -28,7 +29,14 @@ def _lines(seen: "Overview") -> Iterator[str]:
     yield f"{seen.run}: {seen.model}, task {seen.task}"
     yield _activity(seen)
     for r in seen.rounds:
-        yield f"round {r.number} of {seen.rounds_planned}: {_progress(r, seen.steps_planned)}"
+        yield from (
+            f"plan, from round {c.round} on: {_edits(c.changes)}" for c in seen.plan_changes if c.round == r.number
+        )
+        yield f"round {r.number} of {seen.rounds_planned}: {_progress(r)}"
+    later = [c for c in seen.plan_changes if c.round > max((r.number for r in seen.rounds), default=0)]
+    yield from (f"plan, from round {c.round} on: {_edits(c.changes)}" for c in later)
+    if seen.edited:
+        yield f"plan edited, not taken up until the run is carried on: {_edits(seen.edited)}"
     if seen.figures:
         yield "figures so far:"
     for name, m in seen.figures.items():
@@ -46,9 +54,13 @@ def _activity(seen: "Overview") -> str:
     return f"stopped: {judged}carry on with: backflip run --dir {seen.run}"
 
 
-def _progress(r: "RoundState", steps: int) -> str:
+def _edits(changes: "Changes") -> str:
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
+
+
+def _progress(r: "RoundState") -> str:
     done = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in r.done.items()) or "nothing done yet"
     if r.next is None:
         return f"finished ({done}), {r.votes} votes on {r.pairs} pairs"
-    at = f" ({r.climbed} of {steps} steps)" if r.next == "optimise" else ""
+    at = f" ({r.climbed} of {r.climbs} steps)" if r.next == "optimise" else ""
     return f"done: {done}; next: {r.next}{at}; {r.votes} votes on {r.pairs} pairs"

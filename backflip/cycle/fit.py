@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, Vote
 from backflip.cycle.artefacts import load_answers, load_array, save_array, write_whole
-from backflip.cycle.tools import REFERENCE, Outcome, Tools
+from backflip.cycle.folder import REFERENCE
+from backflip.cycle.tools import Outcome, Tools
 from backflip.rewards.fit import Reward, fit_reward, require_preference
 from backflip.rewards.model import emphasis, features_of, save_reward
 from backflip.sampling.score import middle_layer

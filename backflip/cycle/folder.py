@@ -18,6 +18,14 @@ from backflip.store import Store, open_store
 PLAN, LOCK, OWNER = "plan.toml", "run.lock", "run.pid"
 DATABASE = "run.db"
 """The store of a run whose plan names no other."""
+PUBLISHED = ("adapter", "policy", "reward")
+"""What the last round leaves below `models/`."""
+REFERENCE = "reference"
+"""Version of the run's untouched model: what KL and wins are counted from."""
+BASE = "base"
+"""Version of the model that stage 0 began with, where there is a stage 0."""
+SFT_FOLDER = Path("models") / "sft"
+"""Where stage 0 leaves its model in a run's folder."""
 NAME = "run.id"
 """The run's name in a database elsewhere, so that no two runs write into the same one."""
 
@@ -30,8 +38,9 @@ def start_run(root: Path, plan: Plan) -> None:
         if read_plan(file) == plan:
             return
         raise ConfigError(
-            f"{root} already holds a run with another plan.\nChoose another folder with --dir, "
-            f"or carry on that run as it is with: backflip run --dir {root}"
+            f"{root} already holds a run with another plan.\n"
+            f"To change that run, edit {file} and carry it on with: backflip run --dir {root}\n"
+            "To start a run of its own, choose another folder with --dir."
         )
     write_whole(file, lambda part: _write(part, text))
 

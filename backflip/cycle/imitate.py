@@ -9,9 +9,9 @@ from backflip.core.records import Answer, Metric, Prompt
 from backflip.core.rng import generator
 from backflip.cycle.artefacts import remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
-from backflip.cycle.folder import PLAN
+from backflip.cycle.folder import BASE, PLAN, SFT_FOLDER
 from backflip.cycle.measure import answered
-from backflip.cycle.tools import BASE, SFT_FOLDER, Tools
+from backflip.cycle.tools import Tools
 from backflip.data.records import Demonstration
 from backflip.data.table import read_table
 from backflip.models.adapters import Adapter

@@ -11,8 +11,9 @@ from backflip.core.protocols import Utility
 from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import load_answers, samples_of, save_answers, write_whole
+from backflip.cycle.folder import BASE, REFERENCE
 from backflip.cycle.sample import ask_machines
-from backflip.cycle.tools import BASE, REFERENCE, Outcome, Tools
+from backflip.cycle.tools import Outcome, Tools
 from backflip.measure.compare import Side, compare
 from backflip.raters.pairs import reference_pairs
 from backflip.rewards.fit import Reward

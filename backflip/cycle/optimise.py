@@ -32,22 +32,29 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     plan = tools.plan
     scorer = RewardModel(load_reward(tools.round_dir(number) / "reward"), tools.reader)
     work = ppo.Tools(tools.engine, tools.reader, scorer, tools.split("train"))
-    last = number * plan.ppo.steps
+    first = _steps_before(number, tools)
+    last = first + plan.ppo.steps
     folder = tools.round_dir(number) / "checkpoints"
     state = tools.state = _start(number, tools, work, folder)
     tools.watcher.begin(f"round {number}: optimise", plan.ppo.steps)
-    tools.watcher.advance(state.step - (last - plan.ppo.steps))
+    tools.watcher.advance(state.step - first)
     max_tokens = plan.sampling.max_tokens
     for step in ppo.climb(state, work, plan.ppo, seed=plan.seed, max_tokens=max_tokens, until=last):
         figures = step.metrics | _true_utility(tools, step)
-        tick = step.state.step - (number - 1) * plan.ppo.steps
+        tick = step.state.step - first
+        rows = [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
         with tools.store.begin() as tx:  # first the figures, then the checkpoint: a step cut short is done again
-            tx.add_metrics(
-                [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
-            )
+            tx.add_metrics(rows)
+        tools.tracker.log(rows)
         save_checkpoint(step.state, folder)
         tools.watcher.advance(1, _note(figures))
     write_whole(final, lambda part: save_state(state, part))
+
+
+def _steps_before(number: int, tools: Tools) -> int:
+    """Steps that the earlier rounds took; their plans may differ from this round's."""
+    taken = (tools.store.metrics(round=r, step="optimise", name="objective/kl") for r in range(1, number))
+    return sum(max((m.tick for m in rows), default=0) for rows in taken)
 
 
 def _start(number: int, tools: Tools, work: ppo.Tools, folder: Path) -> PolicyState:
@@ -57,6 +64,8 @@ def _start(number: int, tools: Tools, work: ppo.Tools, folder: Path) -> PolicySt
     if saved is not None:
         return saved
     state = tools.policy(policy_before(number)) if number > 1 else ppo.fresh_state(trunk, plan.ppo, plan.seed)
+    state.optimiser.param_groups[0]["lr"] = plan.ppo.learning_rate  # the plan may have been edited between rounds
+    state.critic_optimiser.param_groups[0]["lr"] = plan.ppo.critic_learning_rate
     tools.state = state
     rated = tools.store.samples(round=number, purpose="rate")
     samples = [s for s in rated if tools.prompts[s.prompt_id].split == "train"][:WARM_UP]

@@ -10,9 +10,11 @@ from backflip.core.errors import BackflipError
 from backflip.core.records import Metric
 from backflip.cycle.folder import LOCK, OWNER, PLAN, has_begun, last_worked_on, run_store
 from backflip.cycle.plan import Plan, read_plan
-from backflip.cycle.round import STEPS
+from backflip.cycle.plan_changes import Changes, PlanChange, differences, plan_history, plan_in_use, plan_of_round
 from backflip.store import Store
 
+STEPS = ("sample", "rate", "fit", "optimise", "measure")
+"""The steps of a round, as `round.STEPS` names them; importing that would import torch."""
 TOLD = (
     "reward/heldout_accuracy",
     "people/win_rate",
@@ -34,6 +36,8 @@ class RoundState:
     votes: int
     climbed: int
     """Optimiser steps taken."""
+    climbs: int
+    """Optimiser steps planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,10 @@ class Overview:
     process: int | None
     """The process that carries the run now; None when none does, 0 when it cannot be named."""
     rounds_planned: int
-    steps_planned: int
-    """Optimiser steps a round."""
+    plan_changes: Sequence[PlanChange] = ()
+    """What was changed of the plan between rounds."""
+    edited: Changes = field(default_factory=dict)
+    """What has been edited in the plan file since the run was last started."""
     finished: bool = False
     rounds: Sequence[RoundState] = ()
     votes: int = 0
@@ -62,7 +68,7 @@ def overview(root: Path) -> Overview:
     plan = read_plan(root / PLAN)
     begun = Overview(
         run=str(root), model=plan.model.name, task=plan.task.name, process=running(root),
-        rounds_planned=plan.rounds, steps_planned=plan.ppo.steps,
+        rounds_planned=plan.rounds, plan_changes=plan_history(root), edited=differences(plan_in_use(root), plan),
     )  # fmt: skip
     if not has_begun(root, plan):
         return begun
@@ -71,7 +77,7 @@ def overview(root: Path) -> Overview:
         return replace(
             begun,
             finished=_finished(store, plan),
-            rounds=tuple(_round(store, number) for number in store.rounds()),
+            rounds=tuple(_round(store, number, plan_of_round(root, plan, number)) for number in store.rounds()),
             votes=len(store.votes()),
             waiting=len(store.wanting()),
             figures={name: newest[name] for name in TOLD if name in newest},
@@ -119,7 +125,7 @@ def _finished(store: Store, plan: Plan) -> bool:
     return set(STEPS) <= set(store.steps_done(plan.rounds))
 
 
-def _round(store: Store, number: int) -> RoundState:
+def _round(store: Store, number: int, plan: Plan) -> RoundState:
     seconds = store.seconds(number)
     climbed = {m.tick for m in store.metrics(round=number, step="optimise")}
     return RoundState(
@@ -129,4 +135,5 @@ def _round(store: Store, number: int) -> RoundState:
         pairs=len(store.pairs(round=number)),
         votes=len(store.votes(round=number)),
         climbed=len(climbed),
+        climbs=plan.ppo.steps,
     )

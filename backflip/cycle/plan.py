@@ -8,10 +8,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
-from backflip.policies.ppo import PPO
-from backflip.policies.sft import SFT
+from backflip.policies.plan import PPO, SFT
 from backflip.raters.personas import Crowd
-from backflip.rewards.fit import Fit
+from backflip.rewards.plan import Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +122,8 @@ class Plan:
     database: str = ""
     """Where votes and figures are kept: empty for a file in the run's folder, or a URL as
     postgresql://user@host/name, without the password: that stands in PGPASSWORD or ~/.pgpass."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where figures are shown besides the report: "tensorboard", "wandb", "trackio". Each needs its package."""
     model: Model = Model()
     task: TaskPlan = field(default_factory=TaskPlan)
     sft: SFT = field(default_factory=SFT)
@@ -139,6 +140,7 @@ class Plan:
         require(self.seed >= 0, "seed", "a whole number of 0 or more")
         fits = self.database.startswith("postgresql://") and urlsplit(self.database).password is None
         require(not self.database or fits, "database", "empty, or postgresql://user@host/name without a password")
+        require(len(set(self.trackers)) == len(self.trackers), "trackers", "a list that names each tracker once")
 
 
 def read_plan(path: Path) -> Plan:
@@ -165,18 +167,19 @@ def _table(config: Any, docs: Mapping[tuple[type, str], str], path: str) -> list
             for item in value:
                 tables += ["", *note, f"[[{name}]]", *_table(item, docs, f"{name}.")]
         else:
-            keys += [*note, f"{f.name} = {_toml(value)}"]
+            keys += [*note, f"{f.name} = {toml_value(value)}"]
     return keys + tables
 
 
-def _toml(value: Any) -> str:
-    """One value in TOML."""
+def toml_value(value: Any) -> str:
+    """One value as it stands in a plan file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are all TOML's too
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + " }" if value else "{}"
+        rows = ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items())
+        return f"{{ {rows} }}" if value else "{}"
     return repr(value)

@@ -38,3 +38,4 @@ def run_round(number: int, tools: Tools) -> None:
                 tx.add_model(model)
             tx.add_metrics(outcome.metrics)
             tx.mark_done(number, name, time.monotonic() - began)
+        tools.tracker.log(outcome.metrics)

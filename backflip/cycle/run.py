@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,15 +13,13 @@ import torch
 from backflip.core.errors import BackflipError, DataError
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
-from backflip.cycle.folder import PLAN, only_process, run_store
+from backflip.cycle.folder import BASE, PLAN, REFERENCE, SFT_FOLDER, only_process, run_store
 from backflip.cycle.imitate import imitate_demonstrations
-from backflip.cycle.plan import Plan, plan_toml, read_plan
+from backflip.cycle.plan import Plan, read_plan
+from backflip.cycle.plan_changes import adopt_plan, plan_of_round, plan_text, refuse_another_database
 from backflip.cycle.publish import publish
 from backflip.cycle.round import run_round
 from backflip.cycle.tools import (
-    BASE,
-    REFERENCE,
-    SFT_FOLDER,
     Silent,
     Tools,
     Watcher,
@@ -28,6 +27,7 @@ from backflip.cycle.tools import (
     torch_dtype,
     untouched_model,
 )
+from backflip.cycle.trackers import open_tracker
 from backflip.models.chat import Chat, open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.models.trunk import fingerprint
@@ -42,16 +42,20 @@ def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
     Raises: BusyError when another process runs it; Paused while people have pairs to judge;
     ConfigError or DataError for a plan, prompts or model that do not fit.
     """
-    plan = read_plan(root / PLAN)
+    plan, watcher = read_plan(root / PLAN), Silent() if watcher is None else watcher
+    refuse_another_database(root, plan)
     with only_process(root), run_store(root, plan) as store:
         for part in sorted(root.rglob("*.part")):
             remove(part)  # left by a process that was killed
-        watcher = watcher or Silent()
+        for line in adopt_plan(root, plan, store):
+            watcher.say(line)
         if plan.sft.demonstrations and not (root / SFT_FOLDER).exists():
             imitate_demonstrations(open_tools(root, plan, store, watcher, version=BASE))
-        tools = open_tools(root, plan, store, watcher)
-        for number in range(1, plan.rounds + 1):
-            run_round(number, tools)
+        with open_tracker(root, plan, store, watcher) as tracker:
+            tools = replace(open_tools(root, plan, store, watcher), tracker=tracker)
+            for number in range(1, plan.rounds + 1):
+                tools = with_plan(tools, plan_of_round(root, plan, number))
+                run_round(number, tools)
         publish(plan.rounds, tools)
 
 
@@ -86,9 +90,21 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
             tx.add_model(ModelVersion(id=version, kind="base", round=0, parent=None, path=plan.model.name))
         else:
             tx.add_model(ModelVersion(id=REFERENCE, kind="sft", round=0, parent=BASE, path=str(SFT_FOLDER)))
-        for key, value in _facts(plan, utility.weights).items():
+        for key, value in (_facts(plan, utility.weights) | {"plan": plan_text(root, plan)}).items():
             tx.set_note(key, value)
     return tools
+
+
+def with_plan(tools: Tools, plan: Plan) -> Tools:
+    """The same tools for a round whose plan differs from the one before; see `plan_changes`."""
+    if plan == tools.plan:
+        return tools
+    crowd = tools.crowd
+    if crowd is not None and tools.utility is not None:
+        crowd = SimulatedCrowd(plan.raters, tools.utility.weights, plan.seed)
+        with tools.store.begin() as tx:
+            tx.add_raters(list(crowd.raters()))
+    return replace(tools, plan=plan, crowd=crowd)
 
 
 def _check_model(root: Path, store: Store, version: str, found: str) -> None:
@@ -129,7 +145,6 @@ def _facts(plan: Plan, weights: Mapping[str, float]) -> dict[str, str]:
     if torch.cuda.is_available():
         machine.append(torch.cuda.get_device_name())
     return {
-        "plan": plan_toml(plan),
         "seed": str(plan.seed),
         "task": plan.task.name,
         "weights": json.dumps(dict(weights)),

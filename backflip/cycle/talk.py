@@ -8,9 +8,9 @@ import torch
 from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
-from backflip.cycle.folder import PLAN, has_begun, run_store
+from backflip.cycle.folder import PLAN, REFERENCE, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
-from backflip.cycle.tools import REFERENCE, torch_dtype, untouched_model
+from backflip.cycle.tools import torch_dtype, untouched_model
 from backflip.models.chat import open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.policies.state import load_state

@@ -1,7 +1,7 @@
 """What the steps of a round work with, opened once per process."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -9,7 +9,7 @@ import torch
 
 from backflip.core.errors import ConfigError
 from backflip.core.records import Metric, ModelVersion, Prompt
-from backflip.cycle.folder import PLAN
+from backflip.cycle.folder import PLAN, REFERENCE, SFT_FOLDER
 from backflip.cycle.plan import Plan
 from backflip.models.chat import Chat
 from backflip.models.load import Loaded
@@ -21,13 +21,6 @@ from backflip.sampling.score import Reader
 from backflip.store import Store
 from backflip.tasks import TASKS
 from backflip.tasks.task import TaskUtility
-
-REFERENCE = "reference"
-"""Version of the run's untouched model: what KL and wins are counted from."""
-BASE = "base"
-"""Version of the model that stage 0 began with, where there is a stage 0."""
-SFT_FOLDER = Path("models") / "sft"
-"""Where stage 0 leaves its model in a run's folder."""
 
 
 class Watcher(Protocol):
@@ -59,6 +52,21 @@ class Silent:
         """See `Watcher.say`."""
 
 
+class Tracker(Protocol):
+    """Whoever shows a run's figures elsewhere. The store is their home: a tracker may lose them, a run may not."""
+
+    def log(self, metrics: Sequence[Metric]) -> None:
+        """These have just been committed."""
+        ...
+
+
+class Untracked:
+    """A tracker that shows nothing."""
+
+    def log(self, metrics: Sequence[Metric]) -> None:
+        """See `Tracker.log`."""
+
+
 class Outcome(NamedTuple):
     """What a step leaves for the store, beside the rows it has already committed on its way."""
 
@@ -85,6 +93,7 @@ class Tools:
     """Version of the loaded weights; `BASE` during stage 0."""
     imported: frozenset[str] = frozenset()
     """Prompts of imported answers: known, but never asked."""
+    tracker: Tracker = field(default_factory=Untracked)
 
     def __post_init__(self) -> None:
         """Derive the readers and the sampler."""

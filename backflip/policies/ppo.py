@@ -5,14 +5,12 @@ It takes a `Scorer` and knows nothing of rewards, rounds or stores.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backflip.core.config import require
 from backflip.core.errors import BackflipError
 from backflip.core.protocols import Scorer
 from backflip.core.records import Answer, Prompt
@@ -23,88 +21,12 @@ from backflip.objectives.gae import gae, whiten
 from backflip.objectives.kl import next_coefficient, token_rewards
 from backflip.objectives.ppo import policy_loss, truncated_importance
 from backflip.policies.critic import CriticBatch, improve
+from backflip.policies.plan import PPO
 from backflip.policies.state import PolicyState, new_state
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader, Reading, answer_batches, pack_answers
 
-
-@dataclass(frozen=True, kw_only=True)
-class PPO:
-    """How one round optimises the policy."""
-
-    steps: int = 8
-    """Sample-and-update steps a round."""
-    prompts: int = 8
-    """Prompts per step."""
-    answers: int = 6
-    """Answers per prompt and step."""
-    epochs: int = 1
-    """Passes over a step's answers."""
-    minibatches: int = 2
-    """Gradient steps per pass."""
-    learning_rate: float = 1.5e-3
-    """Adam's learning rate for the policy's adapter."""
-    rank: int = 16
-    """Rank of the policy's adapter; 0 trains every weight of the layers (full fine-tuning; take a learning rate
-    near 1e-5)."""
-    adapted: float = 0.5
-    """Share of the model's layers that the adapter changes, counted from the top; fewer layers, faster steps."""
-    alpha: float = 32.0
-    """LoRA alpha: the adapter's change is scaled by alpha / rank."""
-    clip: float = 0.2
-    """Probability ratios further from 1 than this earn nothing more."""
-    value_clip: float = 0.2
-    """The critic's prediction moves at most this far per step, in units of reward."""
-    critic_learning_rate: float = 3e-3
-    """Adam's learning rate for the critic."""
-    critic_epochs: int = 8
-    """Passes of the critic over a step's answers."""
-    lam: float = 1.0
-    """GAE's lambda; gamma is 1. At 1 an answer's early tokens share fully in its score, which suits short answers."""
-    kl_coef: float = 0.2
-    """Reward lost per nat of KL to the untouched model, at the start. The reward has standard deviation 1, so the
-    best policy stands about 0.5 / kl_coef**2 nats away: 0.2 for 12, were there time to reach it."""
-    kl_target: float = 6.0
-    """KL per answer that the adaptive coefficient steers to, in nats."""
-    kl_horizon: int = 200
-    """Answers over which the coefficient adapts."""
-    missing_end_penalty: float = 0.5
-    """Reward lost by an answer that did not end by itself."""
-    max_norm: float = 1.0
-    """Gradient norm is clipped to this."""
-    micro: int = 24
-    """Answers per forward and backward; memory grows with it, results do not change."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        for key in (
-            "steps",
-            "prompts",
-            "answers",
-            "epochs",
-            "minibatches",
-            "critic_epochs",
-            "kl_horizon",
-            "micro",
-        ):
-            require(getattr(self, key) >= 1, key, "a whole number of 1 or more")
-        for key in (
-            "learning_rate",
-            "alpha",
-            "clip",
-            "value_clip",
-            "critic_learning_rate",
-            "kl_coef",
-            "kl_target",
-            "max_norm",
-        ):
-            require(getattr(self, key) > 0, key, "a number above 0")
-        require(self.rank >= 0, "rank", "a whole number of 0 or more")
-        require(0 < self.adapted <= 1, "adapted", "a number above 0, up to 1")
-        require(0 <= self.lam <= 1, "lam", "a number from 0 to 1")
-        require(self.missing_end_penalty >= 0, "missing_end_penalty", "0 or more")
-        require(self.prompts * self.answers >= self.minibatches, "minibatches", "at most prompts * answers")
-        require(self.prompts * self.answers < 5 * self.kl_horizon, "kl_horizon", "more than prompts * answers / 5")
+__all__ = ["PPO", "Rollout", "Step", "Tools", "climb", "fresh_state", "warm_up"]
 
 
 class Step(NamedTuple):

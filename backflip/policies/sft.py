@@ -1,56 +1,22 @@
 """Supervised fine-tuning: the policy learns to give the answers that people wrote."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backflip.core.config import require
 from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator
 from backflip.models.trunk import Trunk
-from backflip.policies.ppo import PPO, fresh_state
+from backflip.policies.plan import PPO, SFT
+from backflip.policies.ppo import fresh_state
 from backflip.policies.state import PolicyState
 from backflip.sampling.score import Reader, answer_batches, pack_answers
 
-
-@dataclass(frozen=True, kw_only=True)
-class SFT:
-    """Stage 0: fine-tuning on demonstrations, before the first round. Without a file there is none.
-
-    The model it makes is then the run's untouched model: the one that KL and wins are counted from.
-    """
-
-    demonstrations: str = ""
-    """A JSONL file of answers to learn from, with {"prompt": ..., "completion": ...} or {"messages": [...]} lines."""
-    epochs: int = 3
-    """Passes over the demonstrations."""
-    batch: int = 16
-    """Demonstrations per gradient step."""
-    learning_rate: float = 5e-4
-    """Adam's learning rate at the first step; it falls in a straight line to 0."""
-    rank: int = 32
-    """Rank of the adapter that is trained and then folded into the weights; 0 trains every weight (take a learning
-    rate near 2e-5)."""
-    held_out: float = 0.1
-    """Share of the demonstrations that are not learned from, to tell how well the rest are generalised."""
-    max_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    micro: int = 16
-    """Demonstrations per forward; fewer need less memory and give the same gradient."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        for key in ("epochs", "batch", "micro"):
-            require(getattr(self, key) >= 1, key, "a whole number of 1 or more")
-        for key in ("learning_rate", "max_norm"):
-            require(getattr(self, key) > 0, key, "a number above 0")
-        require(self.rank >= 0, "rank", "a whole number of 0 or more")
-        require(0 <= self.held_out < 1, "held_out", "a number from 0, below 1")
+__all__ = ["SFT", "Imitation", "fresh_imitator", "imitate", "nats_per_token", "steps_of"]
 
 
 class Imitation(NamedTuple):

@@ -7,7 +7,6 @@ mean the same from round to round.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,32 +14,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from backflip.core.config import require
 from backflip.core.errors import DataError
 from backflip.core.records import Feedback
 from backflip.core.rng import generator
 from backflip.objectives.preference import bradley_terry_loss, encode
+from backflip.rewards.plan import Fit
+
+__all__ = ["Fit", "Reward", "fit_reward", "require_preference"]
 
 Array = NDArray[np.float64]
 TIE_START = 0.1
 """Logits; where the search for the tie threshold begins."""
 TINY = 1e-6
 """Features that vary less than this among the untouched model's answers keep their own scale."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How a reward is fitted."""
-
-    prior: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0)
-    """Strengths of the prior tried in cross-validation; larger means a flatter reward."""
-    folds: int = 4
-    """Folds of the cross-validation, split by prompt."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        require(len(self.prior) > 0 and min(self.prior) > 0, "prior", "a list of numbers above 0")
-        require(self.folds >= 2, "folds", "a whole number of 2 or more")
 
 
 class Reward(NamedTuple):

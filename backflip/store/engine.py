@@ -4,7 +4,7 @@ Knows both dialects; does not know the tables.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,22 @@ class Database:
         """A write transaction: committed at the end, rolled back when an exception leaves the block."""
         with self._plainly(), self.engine.begin() as connection:
             yield connection
+
+    def scrub(self, tables: Sequence[str]) -> None:
+        """Rewrite the disk's copy of `tables`, so that nothing that was deleted can be read from it any more.
+
+        SQLite: the file is written anew and the write-ahead log emptied. PostgreSQL: these tables are written anew;
+        the server's own log and backups are its keeper's. Raises: BusyError when others keep reading or writing.
+        """
+        options = {"backflip_bare": True} if self.path else {"isolation_level": "AUTOCOMMIT"}
+        with self._plainly(), self.engine.execution_options(**options).connect() as connection:
+            if self.path is None:
+                for table in tables:
+                    connection.exec_driver_sql(f"VACUUM (FULL, ANALYZE) {table}")
+                return
+            connection.exec_driver_sql("VACUUM")
+            if connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]:
+                raise busy_error(self)
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -111,8 +127,9 @@ def _sqlite(path: Path, busy_s: float) -> Database:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        reads = connection.get_execution_options().get("backflip_read")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if not options.get("backflip_bare"):  # what SQLite takes outside of transactions only
+            connection.exec_driver_sql("BEGIN" if options.get("backflip_read") else "BEGIN IMMEDIATE")
 
     return Database(engine=engine, label=str(path), path=path, busy_s=busy_s)
 

@@ -25,6 +25,7 @@ from backflip.core.records import (
     Vote,
 )
 from backflip.store.engine import Database
+from backflip.store.forget import forget_rater
 from backflip.store.tables import metrics, models, notes, pairs, prompts, raters, rounds, samples, steps, votes
 from backflip.store.writes import Tx, chunks
 
@@ -58,6 +59,13 @@ class Store:
         """
         with self._database.write() as connection:
             yield Tx(connection)
+
+    def forget_rater(self, rater_id: str) -> int:
+        """Delete a rater and all their votes for good; return how many votes. See `backflip.store.forget`.
+
+        Raises: DataError when there is no such rater; BusyError.
+        """
+        return forget_rater(self._database, rater_id)
 
     def prompts(self, split: Split | None = None) -> list[Prompt]:
         """All prompts, or those of one split."""

@@ -1,0 +1,79 @@
+"""Forgetting a rater: their votes and name leave the run, and what was made with those votes is named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backflip.core.errors import DataError
+from backflip.cycle.folder import PLAN, has_begun, only_process, run_store
+from backflip.cycle.plan import read_plan
+from backflip.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """What went with a rater, and what is left that they had a part in."""
+
+    rater: str
+    votes: int
+    """Votes and retractions that were deleted."""
+    refit: Sequence[int]
+    """Rounds whose reward was fitted with some of those votes; their policies were trained on it."""
+    measured: Sequence[int]
+    """Rounds whose figures on people's held-out pairs counted some of those votes."""
+    files: Sequence[Path]
+    """Files of the run's folder, handed out earlier, in which the rater's id or name still stands."""
+
+
+def forget(root: Path, rater_id: str) -> Forgotten:
+    """Delete a rater of the run in `root`, with all their votes, from its store and the store's disk.
+
+    Raises: DataError when the run has no such rater; BusyError while another process carries the run.
+    """
+    plan = read_plan(root / PLAN)
+    if not has_begun(root, plan):
+        raise DataError(f"{root} has not begun, so nobody has voted in it.\nNothing was removed.")
+    with only_process(root), run_store(root, plan) as store:
+        known = {r.id: r for r in store.raters()}
+        if rater_id not in known:
+            near = ", ".join(sorted(known)[:8]) + (", ..." if len(known) > 8 else "") if known else "none"
+            raise DataError(
+                f"{root} has no rater {rater_id!r}, so nothing was removed.\n"
+                f"A rater is named by the id that the report shows.\nIts raters: {near}."
+            )
+        refit = _fitted_with(store, rater_id)
+        measured = [
+            number
+            for number in store.rounds()
+            if "measure" in store.steps_done(number)
+            and any(
+                v.rater_id == rater_id
+                for stream in ("random", "reference")
+                for v in store.votes(round=number, stream=stream)
+            )
+        ]
+        votes = store.forget_rater(rater_id)
+    return Forgotten(
+        rater=rater_id,
+        votes=votes,
+        refit=refit,
+        measured=measured,
+        files=_naming(root, {rater_id, known[rater_id].name} - {""}),
+    )
+
+
+def _fitted_with(store: Store, rater_id: str) -> list[int]:
+    """Rounds whose fit's watermark lies at or above a vote of the rater's that was in force."""
+    out = []
+    for number in store.rounds():
+        mark = store.watermark(number)
+        if mark is not None and any(v.rater_id == rater_id for v in store.votes(upto=mark)):
+            out.append(number)
+    return out
+
+
+def _naming(root: Path, words: set[str]) -> list[Path]:
+    """What the run handed out that names the rater: its pages and exports, and what was brought in beside them."""
+    wanted = [word.encode() for word in words]
+    files = [p for pattern in ("*.html", "*.jsonl", "exports/**/*") for p in root.glob(pattern) if p.is_file()]
+    return sorted({p for p in files if any(word in p.read_bytes() for word in wanted)})

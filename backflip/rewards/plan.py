@@ -1,0 +1,20 @@
+"""What a plan says about fitting rewards. Free of torch, so that a plan is read in no time."""
+
+from dataclasses import dataclass
+
+from backflip.core.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a reward is fitted."""
+
+    prior: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0)
+    """Strengths of the prior tried in cross-validation; larger means a flatter reward."""
+    folds: int = 4
+    """Folds of the cross-validation, split by prompt."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        require(len(self.prior) > 0 and min(self.prior) > 0, "prior", "a list of numbers above 0")
+        require(self.folds >= 2, "folds", "a whole number of 2 or more")
