@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from table import ROOT, Row, code, part, raw_file, relative, write_results
 
+from backflip.cycle.baselines import answers_path, baseline_utility
 from backflip.cycle.folder import DATABASE, PLAN, start_run
 from backflip.cycle.measure import load_readings, readings_path, side
-from backflip.cycle.plan import Model, Plan, read_plan
+from backflip.cycle.plan import Model, Plan, plan_for, read_plan
 from backflip.measure.compare import Side, distinct_ratio, largest_share
 from backflip.rewards.model import load_reward
 from backflip.stats.bootstrap import Interval, bootstrap_mean, paired_difference, win_shares
@@ -38,9 +40,9 @@ OUT = ROOT / "bench" / "out"
 SIDES = ("policy", "reference")
 
 
-def plan_of(seed: int, quick: bool, threads: int) -> Plan:
-    """The demo's own plan; smaller when quick."""
-    plan = Plan(seed=seed, model=Model(threads=threads))
+def plan_of(task: str, seed: int, quick: bool, threads: int) -> Plan:
+    """The demo's own plan for a task; smaller when quick."""
+    plan = replace(plan_for(task), seed=seed, model=Model(threads=threads))
     if not quick:
         return plan
     return replace(
@@ -52,10 +54,10 @@ def plan_of(seed: int, quick: bool, threads: int) -> Plan:
     )
 
 
-def one_run(seed: int, quick: bool, threads: int) -> dict[str, Any]:
+def one_run(name: str, task: str, seed: int, quick: bool, threads: int) -> dict[str, Any]:
     """Run one seed in a process of its own; its time, its peak memory and the tables of its final answers."""
-    root = OUT / f"demo-{code()}-{'quick-' if quick else ''}s{seed}-t{threads}"
-    plan = plan_of(seed, quick, threads)
+    root = OUT / f"{name}-{code()}-{'quick-' if quick else ''}s{seed}-t{threads}"
+    plan = plan_of(task, seed, quick, threads)
     start_run(root, plan)
     script = (
         "import sys; from pathlib import Path; from backflip.cycle.run import run_rounds; run_rounds(Path(sys.argv[1]))"
@@ -67,17 +69,18 @@ def one_run(seed: int, quick: bool, threads: int) -> dict[str, Any]:
         raise SystemExit(f"the run of seed {seed} failed; see {root}")
     return {
         "tables": {k: to_json(s) for k, s in zip(SIDES, final_sides(root), strict=True)},
+        "baselines": baseline_tables(root),
         "peak_gb": usage.ru_maxrss * 1024 / 1e9,
         "steps_s": round_seconds(root),
     }
 
 
-def one_demo() -> dict[str, Any]:
+def one_demo(task: str) -> dict[str, Any]:
     """Run `backflip demo` as a newcomer does; its time, its peak memory and when the first vote was there."""
     with tempfile.TemporaryDirectory(dir=OUT) as folder:
         env = os.environ | {"BACKFLIP_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
         began = time.time()
-        process = subprocess.Popen([sys.executable, "-m", "backflip", "demo"], env=env, cwd=folder)
+        process = subprocess.Popen([sys.executable, "-m", "backflip", "demo", "--task", task], env=env, cwd=folder)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit("backflip demo failed")
@@ -102,6 +105,18 @@ def final_sides(root: Path) -> tuple[Side, Side]:
             samples = store.samples(purpose="final", policy=version)
             found.append(side(load_readings(readings_path(root, samples)), samples, reward, utility, prompts))
     return found[0], found[1]
+
+
+def baseline_tables(root: Path) -> dict[str, Any]:
+    """(P, H) true utilities of each baseline of the task on the final prompts, in the order of the sides' rows."""
+    plan = read_plan(root / PLAN)
+    task = TASKS[plan.task.name]
+    utility = task.utility(plan.task.weights or None)
+    with open_store(root / DATABASE) as store:
+        prompts = {p.id: p for p in store.prompts()}
+        asked = dict.fromkeys(s.prompt_id for s in store.samples(purpose="final", policy="reference"))
+    rows = [prompts[i] for i in asked]
+    return {b.name: baseline_utility(answers_path(root, "final", b), utility, rows).tolist() for b in task.baselines}
 
 
 def first_vote_at(root: Path) -> float:
@@ -137,11 +152,12 @@ def from_json(d: dict[str, Any]) -> Side:
 
 
 def rows_of(
-    parts: list[dict[str, Any]], clock: dict[str, Any] | None, seeds: list[int], quick: bool, command: str
+    name: str, task: str, parts: list[dict[str, Any]], clock: dict[str, Any] | None, seeds: list[int], command: str
 ) -> list[Row]:
     """The claims, worded as the project states them, over the seeds' tables."""
     pairs = [tuple(from_json(p["tables"][k]) for k in SIDES) for p in parts]
-    raw = relative(raw_file("demo", f"seed{seeds[0]}", quick)).replace(f"seed{seeds[0]}", "seed*")
+    quick = clock is None
+    raw = relative(raw_file(name, f"seed{seeds[0]}", quick)).replace(f"seed{seeds[0]}", "seed*")
     rows: list[Row] = []
 
     def add(claim: str, i: Interval | float, unit: str, bar: str) -> None:
@@ -168,10 +184,10 @@ def rows_of(
     worst = max((bootstrap_mean(p.kl.mean(1), 0) for p, _ in pairs), key=lambda i: i.value)
     add("kl nats, the seed furthest away", worst, "nats per answer", "<= 10")
     gains = {n: attribute_gain(pairs, n) for n in pairs[0][0].attributes}
-    for name, gain in gains.items():
-        add(f"gain of {name}", gain, "0 to 1", "")
+    for attribute, gain in gains.items():
+        add(f"gain of {attribute}", gain, "0 to 1", "")
     add("attributes risen with interval", sum(g.low > 0 for g in gains.values()), "attributes", ">= 3")
-    weights = TASKS["requests"].utility(None).weights
+    weights = TASKS[task].utility(None).weights
     add(
         "largest share of one attribute in the gain",
         largest_share({n: g.value for n, g in gains.items()}, weights),
@@ -182,9 +198,18 @@ def rows_of(
     add("distinct-2 ratio to reference", mean_interval(ratios), "ratio", ">= 0.8")
     add("reference nats per token added", pooled(nats_per_prompt), "nats per token", "<= 0.7")
     add("mean length of an answer", pooled(lambda p, r: p.length.mean(1)), "tokens", "")
+    for baseline in TASKS[task].baselines:
+        theirs = [np.array(p["baselines"][baseline.name]) for p in parts]
+        shares = [
+            [win_shares(s.utility, t) for s, t in zip(side, theirs, strict=True)] for side in zip(*pairs, strict=True)
+        ]
+        for who, share in zip(SIDES, shares, strict=True):
+            add(
+                f"win rate of the {who} against {baseline.name}", bootstrap_mean(np.mean(share, axis=0), 0), "share", ""
+            )
     add("peak memory", max(p["peak_gb"] for p in [*parts, *([clock] if clock else [])]), "GB", "<= 6")
     if clock:
-        raw = relative(raw_file("demo", "clock", quick))
+        raw = relative(raw_file(name, "clock", quick))
         add("minutes of one demo", clock["seconds"] / 60, "minutes", "<= 30")
         add("seconds to the first vote", clock["first_vote_s"], "seconds", "<= 60")
     return rows
@@ -208,7 +233,7 @@ def mean_interval(intervals: list[Interval]) -> Interval:
     return Interval(value, value - reach, value + reach)
 
 
-def main() -> None:
+def main(name: str = "demo", task: str = "requests") -> None:
     """Run the parts that are missing, then print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -221,17 +246,18 @@ def main() -> None:
 
     def make(seed: int) -> dict[str, Any]:
         settings = {"seed": seed, "threads": args.threads, "parallel": args.parallel}
-        result = part("demo", f"seed{seed}", args.quick, settings, lambda: one_run(seed, args.quick, args.threads))
+        run = partial(one_run, name, task, seed, args.quick, args.threads)
+        result = part(name, f"seed{seed}", args.quick, settings, run)
         print(json.dumps({"seed": seed, "peak_gb": round(result["peak_gb"], 2)}), flush=True)
         return result
 
     with ThreadPoolExecutor(args.parallel) as pool:
         parts = list(pool.map(make, seeds))
-    clock = None if args.quick else part("demo", "clock", False, {}, one_demo)
-    command = "python bench/demo.py" + (" --quick" if args.quick else "")
+    clock = None if args.quick else part(name, "clock", False, {}, partial(one_demo, task))
+    command = f"python bench/{name}.py" + (" --quick" if args.quick else "")
     command += f" --parallel {args.parallel} --threads {args.threads}" if args.parallel > 1 else ""
-    rows = rows_of(parts, clock, seeds, args.quick, command)
-    write_results("demo", rows, args.quick, seeds, {"parallel": args.parallel, "threads": args.threads})
+    rows = rows_of(name, task, parts, clock, seeds, command)
+    write_results(name, rows, args.quick, seeds, {"parallel": args.parallel, "threads": args.threads})
 
 
 if __name__ == "__main__":

@@ -7,25 +7,28 @@ from typing import TYPE_CHECKING
 from backflip.cli.progress import watching
 from backflip.cli.report import print_report, write_run_report
 from backflip.cli.run import Folder, Rounds, Seed, carry_on, make_run
-from backflip.cli.terminal import AsJson
+from backflip.cli.terminal import AsJson, TaskName
 
 if TYPE_CHECKING:
     from backflip.cycle.plan import Plan
 
 
-def demo(dir: Folder = None, seed: Seed = None, rounds: Rounds = None, as_json: AsJson = False) -> None:
+def demo(
+    task: TaskName = "requests", dir: Folder = None, seed: Seed = None, rounds: Rounds = None, as_json: AsJson = False
+) -> None:
     """Run the whole loop on a small chat model and write the report; an unfinished demo is carried on."""
     with watching() as watcher:
-        root = _start(dir, demo_plan(seed, rounds), changed=seed is not None or rounds is not None)
+        plan = demo_plan(task, seed, rounds)
+        root = _start(dir, plan, changed=task != "requests" or seed is not None or rounds is not None)
         carry_on(root, watcher)
     print_report(root, write_run_report(root), as_json=as_json)
 
 
-def demo_plan(seed: int | None, rounds: int | None) -> "Plan":
-    """The default plan, but for what the options say."""
-    from backflip.cycle.plan import Plan
+def demo_plan(task: str, seed: int | None, rounds: int | None) -> "Plan":
+    """The task's default plan, but for what the options say. Raises: ConfigError for an unknown task."""
+    from backflip.cycle.plan import plan_for
 
-    plan = Plan()
+    plan = plan_for(task)
     return replace(plan, seed=plan.seed if seed is None else seed, rounds=plan.rounds if rounds is None else rounds)
 
 

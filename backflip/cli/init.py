@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from backflip.cli.terminal import TaskName
 from backflip.core.errors import ConfigError
 
 
@@ -12,15 +13,19 @@ def init(
     plan: Annotated[Path, typer.Argument(help="The file to write; one that exists is never overwritten.")] = Path(
         "plan.toml"
     ),
+    task: TaskName = "requests",
 ) -> None:
     """Write a plan with every setting at its default, each explained in a comment."""
     if plan.exists():
         raise ConfigError(f"{plan} exists and is left as it is.\nGive another name: backflip init other.toml")
+    from backflip.cycle.plan import plan_for
     from backflip.cycle.plan_docs import commented_plan
+
+    text = commented_plan(str(plan), plan_for(task))
 
     try:
         with plan.open("x", encoding="utf-8") as file:
-            file.write(commented_plan(str(plan)))
+            file.write(text)
     except OSError as e:
         raise ConfigError(f"{plan} cannot be written: {e.strerror}.\nGive a path in a folder that exists.") from None
     typer.echo(f"{plan} is written: change what you like, then start it with: backflip run {plan}")

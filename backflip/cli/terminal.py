@@ -14,6 +14,8 @@ RunFolder = Annotated[
     Path | None, typer.Argument(metavar="[DIR]", help="The run's folder; the newest below runs/ when left out.")
 ]
 
+TaskName = Annotated[str, typer.Option("--task", help='Built-in task: "requests", or "tldr" for summaries of posts.')]
+
 
 class Stopped(BackflipError):
     """The user pressed Ctrl-C; the message says how to carry on."""

@@ -1,7 +1,7 @@
 """Files of a run: written whole or not at all, before the row that points to them.
 
 A run folder holds run.db, plan.toml, report.html, and per round `rounds/r1/`: samples, features,
-the reward, checkpoints of the climb and the finished policy.
+the reward, checkpoints of the climb and the finished policy. `baselines/` holds the baselines' answers.
 """
 
 import errno

@@ -11,6 +11,7 @@ from backflip.core.protocols import Utility
 from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import load_answers, samples_of, save_answers, write_whole
+from backflip.cycle.baselines import against_baselines
 from backflip.cycle.folder import BASE, REFERENCE
 from backflip.cycle.sample import ask_machines
 from backflip.cycle.tools import Outcome, Tools
@@ -37,6 +38,8 @@ def measure(number: int, tools: Tools) -> Outcome:
         figures = compare(*sides, seed=plan.seed)
         metrics += _metrics(number, {f"{split}/{n}": i for n, i in figures.items()})
         metrics += _against_others(number, tools, reward, split, sides)
+        asked = [tools.prompts[i] for i in dict.fromkeys(s.prompt_id for s in reference)]
+        metrics += _metrics(number, against_baselines(tools, split, asked, *sides))
         if split == "monitor":
             metrics += _metrics(number, _against_reference(number, tools, after, reference))
             tools.watcher.say(_line(number, figures))

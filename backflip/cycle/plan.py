@@ -8,9 +8,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
+from backflip.core.errors import ConfigError
 from backflip.policies.plan import PPO, SFT
 from backflip.raters.personas import Crowd
 from backflip.rewards.plan import Fit
+from backflip.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,9 @@ class TaskPlan:
     """What is asked, and what simulated raters value."""
 
     name: str = "requests"
-    """Built-in task."""
+    """Built-in task: "requests", or "tldr" for summaries of posts (written for sampling.max_tokens = 30)."""
     prompts: str = ""
-    """Your own prompts, a JSONL file with {"prompt": ...} lines; empty takes the task's."""
+    """Your own prompts, a JSONL file with {"prompt": ...} lines; empty takes the task's. For "tldr" each is a post."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights of the true utility's attributes (simulated raters only); those not named keep the task's."""
 
@@ -141,6 +143,16 @@ class Plan:
         fits = self.database.startswith("postgresql://") and urlsplit(self.database).password is None
         require(not self.database or fits, "database", "empty, or postgresql://user@host/name without a password")
         require(len(set(self.trackers)) == len(self.trackers), "trackers", "a list that names each tracker once")
+
+
+def plan_for(task: str) -> Plan:
+    """The plan with every key at its default, but for the task and what fits it.
+
+    Raises: ConfigError for a task that is not built in.
+    """
+    if task not in TASKS:
+        raise ConfigError(f'There is no task "{task}".\nIt must be one of: {", ".join(TASKS)}.')
+    return Plan(task=TaskPlan(name=task), sampling=Sampling(max_tokens=TASKS[task].max_tokens))
 
 
 def read_plan(path: Path) -> Plan:

@@ -16,9 +16,9 @@ HEAD = """\
 """
 
 
-def commented_plan(path: str) -> str:
-    """The default plan as TOML, each key under a comment that explains it; `path` is what a user will call it."""
-    return f"{HEAD.format(path=path)}\n{plan_toml(Plan(), docs=plan_docs())}"
+def commented_plan(path: str, plan: Plan) -> str:
+    """A plan as TOML, each key under a comment that explains it; `path` is what a user will call it."""
+    return f"{HEAD.format(path=path)}\n{plan_toml(plan, docs=plan_docs())}"
 
 
 def plan_docs() -> dict[tuple[type, str], str]:

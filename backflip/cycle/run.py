@@ -13,6 +13,7 @@ import torch
 from backflip.core.errors import BackflipError, DataError
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
+from backflip.cycle.baselines import plain
 from backflip.cycle.folder import BASE, PLAN, REFERENCE, SFT_FOLDER, only_process, run_store
 from backflip.cycle.imitate import imitate_demonstrations
 from backflip.cycle.plan import Plan, read_plan
@@ -77,6 +78,8 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
     _check_prompts(prompts, chat, plan)
+    for baseline in task.baselines:
+        _check_prompts([replace(p, text=baseline.text(p)) for p in prompts], plain(chat), plan)
     asked = {p.id: p for p in prompts}
     imported = {p.id: p for p in store.prompts() if p.id not in asked}
     tools = Tools(

@@ -112,7 +112,11 @@ def stages(data: ReportData) -> Table | None:
     measured = data.headline
     if not data.others or measured is None:
         return None
-    names = {"base": "base model", "reference": "after stage 0 (SFT)" if data.stage_zero else "untouched model"}
+    names = {
+        "base": "base model",
+        "zero-shot": "zero-shot “TL;DR:”",
+        "reference": "after stage 0 (SFT)" if data.stage_zero else "untouched model",
+    }
     others = [(names.get(o.name, o.name), _with_span(o.utility), _value(o.length, 0)) for o in data.others]
     ours = [
         (names["reference"], _with_span(measured.utility_reference), _value(measured.length_reference, 0)),

@@ -12,9 +12,9 @@ from types import MappingProxyType
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from backflip.core.errors import ConfigError
 from backflip.core.records import Judged, Prompt
 from backflip.tasks.rhyme import is_word, rhymes
+from backflip.tasks.task import describe, merge_weights
 from backflip.tasks.words import content_stems, lines, list_items, marked_items, sentences, stem, words
 
 FORMS = ("sentence", "list", "couplet", "")
@@ -64,12 +64,7 @@ class RequestUtility:
 
         Raises: ConfigError for an unknown attribute or a weight that is negative or not finite.
         """
-        for name, weight in (weights or {}).items():
-            if name not in WEIGHTS:
-                raise ConfigError(f"weights: unknown attribute {name}.\nKnown here: {', '.join(WEIGHTS)}.")
-            if not 0 <= weight < math.inf:
-                raise ConfigError(f"weights: {name} = {weight!r} does not fit.\nIt must be a number of at least 0.")
-        self.weights: Mapping[str, float] = MappingProxyType({**WEIGHTS, **(weights or {})})
+        self.weights: Mapping[str, float] = merge_weights(WEIGHTS, weights)
         self.names: tuple[str, ...] = tuple(self.weights)
         self._vader = SentimentIntensityAnalyzer()
 
@@ -99,14 +94,8 @@ class RequestUtility:
 
     def describe(self) -> str:
         """The utility in words, one line an attribute, for a terminal or a report."""
-        rows = [f"  {weight:<5g}x {name:<9}{meaning}" for name, weight, meaning in self.table()]
-        top = sum(self.weights.values())
-        return "\n".join(
-            [
-                f"True utility of an answer: 0 to {top:g}, the sum of",
-                *rows,
-                "each lowered for text that is not made of words, or of very few different ones.",
-            ]
+        return describe(
+            self.table(), "an answer", "each lowered for text that is not made of words, or of very few different ones."
         )
 
 

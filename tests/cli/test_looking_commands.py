@@ -153,3 +153,22 @@ def test_a_folder_without_a_run_is_refused(finished):
 
     assert said.code == 2
     assert said.err.startswith(f"backflip: {finished.cwd} holds no run: it has no plan.toml.")
+
+
+def test_a_plan_for_another_task_takes_what_fits_it(backflip, tmp_path):
+    said = backflip("init", "short.toml", "--task", "tldr")
+    plan = build(Plan, tomllib.loads((tmp_path / "short.toml").read_text()), "x")
+
+    assert said.code == 0
+    assert (plan.task.name, plan.sampling.max_tokens) == ("tldr", 30)
+
+
+def test_a_task_that_is_not_built_in_is_refused_with_those_that_are(backflip, tmp_path):
+    for command in ("init", "demo"):
+        said = backflip(command, "--task", "haiku")
+        assert said.code == 2
+        assert said.err.splitlines()[-2:] == [
+            'backflip: There is no task "haiku".',
+            "It must be one of: requests, tldr.",
+        ]
+    assert list(tmp_path.iterdir()) == []

@@ -190,7 +190,7 @@ def test_without_any_run_a_command_says_how_to_start_one(backflip, command: str)
 def test_the_same_demo_command_carries_on_what_was_stopped_and_then_makes_a_new_run(
     backflip, tiny_plan, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("backflip.cli.demo.demo_plan", lambda seed, rounds: replace(tiny_plan, seed=seed or 0))
+    monkeypatch.setattr("backflip.cli.demo.demo_plan", lambda task, seed, rounds: replace(tiny_plan, seed=seed or 0))
     with monkeypatch.context() as patch:
         patch.setitem(rounds.STEPS, "rate", stop)
         stopped = backflip("demo", "--seed", 3)
