@@ -21,7 +21,7 @@ help:
 	@echo "make test    run every test (installs the test tools first)"
 	@echo "make check   lint, types, floors and the fast tests"
 	@echo "make bench   run the benchmarks in bench/"
-	@echo "make docs    check the README and the pages in docs/"
+	@echo "make docs    write docs/plan.md, check the README and the pages in docs/, run their examples"
 	@echo "make clean   remove .venv and every cache (runs are kept)"
 
 demo: $(VENV)/.package $(VENV)/.model
@@ -45,7 +45,8 @@ bench: $(VENV)/.dev $(VENV)/.model
 	done
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests/house/test_docs.py
+	$(BIN)/python -c 'from pathlib import Path; from backflip.cycle.plan_docs import plan_page; Path("docs/plan.md").write_text(plan_page(), encoding="utf-8")'
+	$(BIN)/python -m pytest -q tests/house/test_docs.py tests/house/test_public_names.py tests/cli/test_pages.py
 
 venv: $(VENV)/.python
 

@@ -9,7 +9,7 @@ from backflip.cli.terminal import AsJson, RunFolder, err, print_json, run_folder
 from backflip.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from backflip.cycle.talk import Talk
+    from backflip.cycle.talk import Policy
 
 
 def chat(
@@ -28,9 +28,11 @@ def chat(
         raise ConfigError("--prompt is empty.\nGive the request to answer, in quotes.")
     if as_json and prompt is None:
         raise ConfigError("--json needs a request to answer.\nGive it with --prompt.")
-    from backflip.cycle.talk import open_talk
+    from backflip.cycle.folder import REFERENCE
+    from backflip.cycle.talk import load_policy
 
-    talk = open_talk(run_folder(dir), base=base, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    version = REFERENCE if base else None
+    talk = load_policy(run_folder(dir), version, temperature=temperature, max_tokens=max_tokens, seed=seed)
     if prompt is None:
         _converse(talk)
         return
@@ -42,7 +44,7 @@ def chat(
         typer.echo(answer.text)
 
 
-def _converse(talk: "Talk") -> None:
+def _converse(talk: "Policy") -> None:
     """Answer line after line until the input ends."""
     err(f"{talk.version}: answers of at most {talk.max_tokens} tokens. Each request stands alone; Ctrl-D ends.")
     while True:

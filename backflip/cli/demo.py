@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backflip.cli.progress import watching
-from backflip.cli.report import print_report, write_run_report
-from backflip.cli.run import Folder, Rounds, Seed, carry_on, make_run
+from backflip.cli.report import report_end
+from backflip.cli.run import Folder, Rounds, Seed, carry_on
 from backflip.cli.terminal import AsJson, TaskName
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def demo(
         plan = demo_plan(task, seed, rounds)
         root = _start(dir, plan, changed=task != "requests" or seed is not None or rounds is not None)
         carry_on(root, watcher)
-    print_report(root, write_run_report(root), as_json=as_json)
+    report_end(root, as_json=as_json)
 
 
 def demo_plan(task: str, seed: int | None, rounds: int | None) -> "Plan":
@@ -34,10 +34,10 @@ def demo_plan(task: str, seed: int | None, rounds: int | None) -> "Plan":
 
 def _start(folder: Path | None, plan: "Plan", *, changed: bool) -> Path:
     """The folder of a new demo, or of the one to carry on: the one named, else the newest unfinished one."""
-    from backflip.cycle.folder import PLAN, new_folder
+    from backflip.cycle.folder import PLAN, new_folder, start_run
     from backflip.cycle.overview import unfinished_run
 
     root = folder or unfinished_run(plan) or new_folder("demo")
     if changed or not (root / PLAN).is_file():
-        make_run(root, plan)
+        start_run(root, plan)
     return root

@@ -22,8 +22,7 @@ def export_data(
     """Write every round's answers and votes as a data set with a card. `backflip import` reads it back."""
     from backflip.cycle.export import export_data
 
-    root = run_folder(dir)
-    done = export_data(root, out or root / "data", format)
+    done = export_data(run_folder(dir), out, format)
     if as_json:
         print_json(asdict(done))
     else:
@@ -41,10 +40,10 @@ def export_policy(
     as_json: AsJson = False,
 ) -> None:
     """Write the newest finished policy of a run, also of one that is not at its end."""
-    from backflip.cycle.publish import publish_policy
+    from backflip.cycle.publish import export_policy
 
     root = run_folder(dir)
-    path, version = publish_policy(root, out, kind)
+    path, version = export_policy(root, out, kind)
     if as_json:
         print_json({"run": str(root), "policy": version, "as": kind, "path": str(path)})
     else:

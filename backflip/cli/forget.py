@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backflip.cli.report import PAGE, write_run_report
 from backflip.cli.terminal import AsJson, RunFolder, print_json, run_folder
 from backflip.core.errors import ConfigError
 
@@ -20,6 +19,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask. Without a terminal
 def forget(rater: Rater, dir: RunFolder = None, yes: Yes = False, as_json: AsJson = False) -> None:
     """Delete a rater's votes and name for good, and say what was made with those votes."""
     from backflip.cycle.forget import forget as forget_in
+    from backflip.report import PAGE, report_run
 
     root = run_folder(dir)
     if not yes:
@@ -31,7 +31,7 @@ def forget(rater: Rater, dir: RunFolder = None, yes: Yes = False, as_json: AsJso
         typer.confirm(f"Delete every vote of {rater} in {root}? This cannot be undone.", abort=True, err=True)
     gone = forget_in(root, rater)
     if root / PAGE in gone.files:
-        write_run_report(root)
+        report_run(root)
     if as_json:
         files = [str(f) for f in gone.files if f != root / PAGE]
         print_json(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from backflip.cli.terminal import AsJson, err, print_json, run_folder
-from backflip.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from backflip.data.table import Table
@@ -42,7 +41,7 @@ def import_(
     for warning in table.warnings:
         err(f"{source}: {warning}")
     told = _to_file(table, out) if out else _to_run(table, dir, source, skip_bad=skip_bad)
-    left_out = [*table.left_out, *told.pop("left_out", [])]
+    left_out = told.pop("left_out", table.left_out)
     if as_json:
         print_json({"source": source, "form": table.form, **told, "left_out": left_out})
         return
@@ -66,24 +65,13 @@ def _to_file(table: "Table", out: Path) -> dict[str, Any]:
 
 
 def _to_run(table: "Table", folder: Path | None, source: str, *, skip_bad: bool) -> dict[str, Any]:
-    from backflip.cycle.intake import import_preferences
-    from backflip.data.records import Preference, Thumb
-    from backflip.data.table import pair_thumbs
+    from backflip.cycle.intake import import_table
 
-    if table.form in ("prompts", "demonstrations"):
-        raise ConfigError(
-            f"{source} holds {table.form}, and a run takes votes.\n"
-            "Prompts and demonstrations are named in a run's plan before it begins.\n"
-            "Write them to a file with --out FILE, or say with --as what the rows are."
-        )
-    preferences, unpaired = [r for r in table.records if isinstance(r, Preference)], 0
-    if table.form == "thumbs":
-        preferences, unpaired = pair_thumbs([r for r in table.records if isinstance(r, Thumb)])
     root = run_folder(folder)
-    done = import_preferences(root, preferences, Path(source).stem or source, skip_bad=skip_bad)
+    done = import_table(root, table, source, skip_bad=skip_bad)
     words = (
         f"{done.preferences} votes on {done.pairs} pairs imported into {root}, {done.held_out} of them held out"
         + (f"; {done.known} were there already" if done.known else "")
-        + (f"; {unpaired} thumbs found no answer to be compared with" if unpaired else "")
+        + (f"; {done.unpaired} thumbs found no answer to be compared with" if done.unpaired else "")
     )
-    return {"run": str(root), **asdict(done), "unpaired": unpaired, "said": words}
+    return {"run": str(root), **asdict(done), "said": words}

@@ -108,7 +108,12 @@ class LiveWatcher:
 
 
 class PlainWatcher:
-    """A `Watcher` for logs and pipes: plain lines, at most one every few seconds for a piece of work."""
+    """A `Watcher` for logs, pipes and notebooks: plain lines, at most one every few seconds for a piece of work.
+
+    >>> import sys, backflip
+    >>> backflip.run_rounds("runs/mine", backflip.PlainWatcher(sys.stdout))  # doctest: +ELLIPSIS
+    loading ...
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.now = stream, clock

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backflip.cli.progress import watching
-from backflip.cli.report import print_report, write_run_report
+from backflip.cli.report import report_end
 from backflip.cli.terminal import AsJson, Stopped, run_folder
 from backflip.core.config import Unfit
 from backflip.core.errors import ConfigError
@@ -41,7 +41,7 @@ def run(
     with watching() as watcher:
         root = _start(plan, dir, {key: value for key, value in changes.items() if value is not None})
         carry_on(root, watcher)
-    print_report(root, write_run_report(root), as_json=as_json)
+    report_end(root, as_json=as_json)
 
 
 def carry_on(root: Path, watcher: Any) -> None:
@@ -57,7 +57,7 @@ def carry_on(root: Path, watcher: Any) -> None:
 
 def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> Path:
     """The folder of the run that is meant, made if it is new."""
-    from backflip.cycle.folder import PLAN, new_folder
+    from backflip.cycle.folder import PLAN, new_folder, start_run
     from backflip.cycle.overview import unfinished_run
     from backflip.cycle.plan import Plan, read_plan
 
@@ -68,18 +68,8 @@ def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> P
     plan = _changed(plan, changes)
     name = file.stem if file else "run"
     root = folder or unfinished_run(plan) or new_folder(name)
-    make_run(root, plan)
+    start_run(root, plan)
     return root
-
-
-def make_run(root: Path, plan: "Plan") -> None:
-    """Make the folder of a run. Raises: ConfigError when it cannot be made or holds a run with another plan."""
-    from backflip.cycle.folder import start_run
-
-    try:
-        start_run(root, plan)
-    except OSError as e:
-        raise ConfigError(f"{root} cannot be a run's folder: {e.strerror}.\nChoose another with --dir.") from None
 
 
 def _changed(plan: "Plan", changes: dict[str, Any]) -> "Plan":

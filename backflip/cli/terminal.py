@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backflip.core.errors import BackflipError, ConfigError
+from backflip.core.errors import BackflipError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for programs.")]
 RunFolder = Annotated[
@@ -35,12 +35,6 @@ def print_json(document: dict[str, Any]) -> None:
 
 def run_folder(wanted: Path | None) -> Path:
     """The run folder that is meant. Raises: ConfigError when there is none."""
-    from backflip.cycle.folder import PLAN, newest_run
+    from backflip.cycle.folder import find_run
 
-    if wanted is None:
-        return newest_run()
-    if not (wanted / PLAN).is_file():
-        raise ConfigError(
-            f"{wanted} holds no run: it has no {PLAN}.\nGive a run's folder, or none to mean the newest below runs/."
-        )
-    return wanted
+    return find_run(wanted)

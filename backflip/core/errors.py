@@ -5,7 +5,16 @@ A message states the fact, the likely cause and the cure, in that order.
 
 
 class BackflipError(Exception):
-    """A fault the user can cure; the command line prints it plainly and exits with `exit_code`."""
+    """A fault the user can cure; the command line prints it plainly and exits with `exit_code`.
+
+    >>> import backflip
+    >>> try:
+    ...     backflip.open_run("nowhere")
+    ... except backflip.BackflipError as e:
+    ...     print(e)
+    nowhere holds no run: it has no plan.toml.
+    Give a run's folder, or none to mean the newest below runs/.
+    """
 
     exit_code = 2
 
@@ -23,6 +32,13 @@ class BusyError(BackflipError):
 
 
 class Paused(BackflipError):
-    """A step waits for people. Nothing is wrong: start again once they have answered."""
+    """A step waits for people. Nothing is wrong: start again once they have answered.
+
+    >>> import backflip
+    >>> try:
+    ...     backflip.run_rounds("runs/mine")
+    ... except backflip.Paused as e:
+    ...     print(e)
+    """
 
     exit_code = 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backflip.core.errors import BackflipError
 from backflip.core.records import Metric, Purpose, Sample
-from backflip.cycle.folder import PLAN, has_begun, run_store
+from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import Changes, differences
 from backflip.stats.bootstrap import Interval, win_rate
@@ -60,20 +60,28 @@ class Comparison:
     why_no_duel: str = ""
 
 
-def compare_runs(a: Path, b: Path) -> Comparison:
-    """Compare the runs in two folders, finished or not.
+def compare_runs(a: RunPath, b: RunPath) -> Comparison:
+    """Compare two runs, finished or not.
+
+    >>> import backflip
+    >>> seen = backflip.compare_runs("runs/mine", "runs/other")
+    >>> seen.plan["seed"]
+    ('3', '4')
+    >>> seen.duel.split
+    'final'
 
     Raises: BackflipError when one has not begun; ConfigError when a plan cannot be read.
     """
-    plans = [read_plan(root / PLAN) for root in (a, b)]
-    for root, plan in zip((a, b), plans, strict=True):
+    roots = (find_run(a), find_run(b))
+    plans = [read_plan(root / PLAN) for root in roots]
+    for root, plan in zip(roots, plans, strict=True):
         if not has_begun(root, plan):
             raise BackflipError(
                 f"{root} has not begun, so there is nothing to compare.\n"
                 f"A comparison reads what two runs have measured.\nStart it with: backflip run --dir {root}"
             )
-    with run_store(a, plans[0]) as first, run_store(b, plans[1]) as second:
-        sides = [_side(*run) for run in zip((a, b), plans, (first, second), strict=True)]
+    with run_store(roots[0], plans[0]) as first, run_store(roots[1], plans[1]) as second:
+        sides = [_side(*run) for run in zip(roots, plans, (first, second), strict=True)]
         duel = _duel(plans[0], plans[1], first, second)
     found = duel if isinstance(duel, Duel) else None
     why = "" if isinstance(duel, Duel) else duel

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from backflip.core.errors import ConfigError, DataError
 from backflip.core.records import Pair, Prompt, Rater, Sample, Vote
 from backflip.cycle.artefacts import write_whole
-from backflip.cycle.folder import PLAN, has_begun, run_store
+from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import read_plan
 from backflip.store import Store
 
@@ -82,12 +82,17 @@ class Exported:
     retracted: int
 
 
-def export_data(root: Path, folder: Path, kind: Format = "jsonl") -> Exported:
-    """Write every round's answers and votes, and a card, into the new folder `folder`.
+def export_data(run: RunPath, out: RunPath | None = None, kind: Format = "jsonl") -> Exported:
+    """Write every round's answers and votes, and a card, into the new folder `out`: `data` in the run's when left out.
+
+    >>> import backflip
+    >>> backflip.export_data("runs/mine", "tea-data").folder
+    'tea-data'
 
     Raises: ConfigError when it exists or the run has not begun; BackflipError when the disk is full.
     """
-    plan = read_plan(root / PLAN)
+    root = find_run(run)
+    plan, folder = read_plan(root / PLAN), Path(out or root / "data")
     if folder.exists():
         raise ConfigError(
             f"{folder} exists and is left as it is.\nAn export never writes over another.\n"
@@ -98,16 +103,16 @@ def export_data(root: Path, folder: Path, kind: Format = "jsonl") -> Exported:
             f"{root} has nothing to export yet.\nIts first round has not begun.\nStart it: backflip run --dir {root}"
         )
     with run_store(root, plan) as store:
-        preferences, samples = _preferences(store), _samples(store)
+        preferences, samples = vote_rows(store), answer_rows(store)
         votes, log = store.votes(), store.vote_log()
-        out = Exported(
+        done = Exported(
             folder=str(folder),
             preferences=len(preferences),
             samples=len(samples),
             skipped=sum(v.choice == "skip" for v in votes),
             retracted=sum(v.choice == "retract" for v in log),
         )
-        card = _card(store, out, preferences, kind, plan.model.name)
+        card = _card(store, done, preferences, kind, plan.model.name)
 
     def write(part: Path) -> None:
         part.mkdir(parents=True)
@@ -116,10 +121,11 @@ def export_data(root: Path, folder: Path, kind: Format = "jsonl") -> Exported:
         (part / "README.md").write_text(card, encoding="utf-8")
 
     write_whole(folder, write)
-    return out
+    return done
 
 
-def _preferences(store: Store) -> list[Row]:
+def vote_rows(store: Store) -> list[Row]:
+    """A row for every vote that chose something or called a tie, in the order they were cast; columns as in `CARD`."""
     prompts = {p.id: p for p in store.prompts()}
     pairs, raters = {p.id: p for p in store.pairs()}, {r.id: r for r in store.raters()}
     votes = [v for v in store.votes() if v.choice in ("a", "b", "tie")]
@@ -158,7 +164,8 @@ def _preference(
     }
 
 
-def _samples(store: Store) -> list[Row]:
+def answer_rows(store: Store) -> list[Row]:
+    """A row for every answer of every version of the policy."""
     prompts = {p.id: p for p in store.prompts()}
     return [
         {

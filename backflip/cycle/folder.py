@@ -28,21 +28,29 @@ SFT_FOLDER = Path("models") / "sft"
 """Where stage 0 leaves its model in a run's folder."""
 NAME = "run.id"
 """The run's name in a database elsewhere, so that no two runs write into the same one."""
+RunPath = str | os.PathLike[str]
+"""A run's folder, however it is given: a text, a `Path` or a `Run`."""
 
 
 def start_run(root: Path, plan: Plan) -> None:
-    """Make the folder of a new run. Raises: ConfigError when it already holds a run with another plan."""
+    """Make the folder of a new run.
+
+    Raises: ConfigError when it cannot be made, or already holds a run with another plan.
+    """
     file = root / PLAN
     text = plan_toml(plan)
-    if file.exists():
-        if read_plan(file) == plan:
+    try:
+        if not file.exists():
+            write_whole(file, lambda part: _write(part, text))
             return
+    except OSError as e:
+        raise ConfigError(f"{root} cannot be a run's folder: {e.strerror}.\nChoose another with --dir.") from None
+    if read_plan(file) != plan:
         raise ConfigError(
             f"{root} already holds a run with another plan.\n"
             f"To change that run, edit {file} and carry it on with: backflip run --dir {root}\n"
             "To start a run of its own, choose another folder with --dir."
         )
-    write_whole(file, lambda part: _write(part, text))
 
 
 @contextmanager
@@ -102,6 +110,18 @@ def run_store(root: Path, plan: Plan) -> Store:
 
 def _write(part: Path, text: str) -> None:
     part.write_text(text, encoding="utf-8")
+
+
+def find_run(wanted: RunPath | None) -> Path:
+    """The run folder that is meant; None means the newest below runs/. Raises: ConfigError when there is none."""
+    if wanted is None:
+        return newest_run()
+    if not (Path(wanted) / PLAN).is_file():
+        raise ConfigError(
+            f"{os.fspath(wanted)} holds no run: it has no {PLAN}.\n"
+            "Give a run's folder, or none to mean the newest below runs/."
+        )
+    return Path(wanted)
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

@@ -1,23 +1,25 @@
 """Other people's judgements as votes of a run: imported once, whole or not at all, and read by every later fit."""
 
 import hashlib
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from backflip.core.errors import DataError
+from backflip.core.errors import ConfigError, DataError
 from backflip.core.records import Answer, Pair, Prompt, Rater, Sample, Split, Vote
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import save_answers
-from backflip.cycle.folder import PLAN, only_process, run_store
+from backflip.cycle.folder import PLAN, RunPath, find_run, only_process, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.tools import own_prompts
-from backflip.data.records import Messages, Preference
-from backflip.data.table import judgements
+from backflip.data.records import Messages, Preference, Thumb
+from backflip.data.sources import Row
+from backflip.data.table import Table, judgements, pair_thumbs, read_table, table_of
 from backflip.models.chat import Chat, open_chat
 from backflip.models.load import load_model
 from backflip.store import Store
@@ -41,6 +43,10 @@ class Imported:
     """Votes that were there already, or said again what the same rater had said."""
     left_out: list[str] = field(default_factory=list)
     """Why each row that could not be used was left out."""
+    unpaired: int = 0
+    """Thumbs that found no answer to be compared with."""
+    warnings: list[str] = field(default_factory=list)
+    """What to know before a reward is fitted on these votes."""
 
 
 @dataclass
@@ -52,6 +58,56 @@ class _Rows:
     pairs: dict[str, Pair] = field(default_factory=dict)
     raters: dict[str, Rater] = field(default_factory=dict)
     votes: list[Vote] = field(default_factory=list)
+
+
+def import_votes(
+    run: RunPath,
+    source: RunPath | Iterable[Mapping[str, Any]],
+    form: Literal["preferences", "thumbs"] | None = None,
+    *,
+    part: str | None = None,
+    skip_bad: bool = False,
+) -> Imported:
+    """Bring other people's preferences or thumbs into a run, begun or not, as votes.
+
+    `source` is a JSONL, JSON, CSV or Parquet file, a folder of them, the id of a data set on the Hub (of which `part`
+    names a split), or rows as dicts. `form` says what they are where their columns do not. Rows that are there
+    already are counted and left.
+
+    >>> import backflip
+    >>> row = {"prompt": "Praise tea.", "chosen": "Tea is kind.", "rejected": "No.", "rater": "ann"}
+    >>> done = backflip.import_votes("runs/mine", [row])
+    >>> done.preferences, done.pairs
+    (1, 1)
+
+    Raises: BusyError while the run is under way; ConfigError for a folder without a run; DataError for the first row
+    that cannot be used (without `skip_bad`).
+    """
+    root = find_run(run)
+    if isinstance(source, str | os.PathLike):
+        name, table = os.fspath(source), read_table(os.fspath(source), form, part=part, skip_bad=skip_bad)
+    else:
+        name, rows = "rows", (Row(f"row {n}", dict(values), None) for n, values in enumerate(source, 1))
+        table = table_of(rows, name, form, skip_bad=skip_bad)
+    return import_table(root, table, name, skip_bad=skip_bad)
+
+
+def import_table(root: Path, table: Table, source: str, *, skip_bad: bool = False) -> Imported:
+    """Cast a table's preferences, or those that its thumbs make, as votes in the run in `root`.
+
+    Raises: ConfigError for prompts and demonstrations, which are no votes; see `import_preferences` for the rest.
+    """
+    if table.form in ("prompts", "demonstrations"):
+        raise ConfigError(
+            f"{source} holds {table.form}, and a run takes votes.\n"
+            "Prompts and demonstrations are named in a run's plan before it begins.\n"
+            "Write them to a file with `backflip import --out FILE`, or say what the rows are with --as."
+        )
+    preferences, unpaired = [r for r in table.records if isinstance(r, Preference)], 0
+    if table.form == "thumbs":
+        preferences, unpaired = pair_thumbs([r for r in table.records if isinstance(r, Thumb)])
+    done = import_preferences(root, preferences, Path(source).stem or source, skip_bad=skip_bad)
+    return replace(done, left_out=[*table.left_out, *done.left_out], unpaired=unpaired, warnings=list(table.warnings))
 
 
 def import_preferences(

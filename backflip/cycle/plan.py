@@ -1,6 +1,7 @@
 """The plan of a run: one TOML file, read into frozen dataclasses."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -115,7 +116,12 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a run needs to know. Every key has a default: an empty file is the demo."""
+    """Everything a run needs to know. Every key has a default: an empty file is the demo.
+
+    >>> import backflip
+    >>> backflip.Plan(seed=7).rounds
+    3
+    """
 
     rounds: int = 3
     """Rounds of sample, rate, fit, optimise, measure."""
@@ -145,19 +151,47 @@ class Plan:
         require(len(set(self.trackers)) == len(self.trackers), "trackers", "a list that names each tracker once")
 
 
-def plan_for(task: str) -> Plan:
-    """The plan with every key at its default, but for the task and what fits it.
+def plan_for(task: str = "requests", /, **keys: Any) -> Plan:
+    """The plan with every key at its default, but for the task, what fits it, and `keys`.
 
-    Raises: ConfigError for a task that is not built in.
+    `keys` are those of a plan file; a table is a dict that names only what differs.
+
+    >>> import backflip
+    >>> plan = backflip.plan_for("tldr", rounds=2, ppo={"steps": 4})
+    >>> plan.ppo.steps, plan.sampling.max_tokens
+    (4, 30)
+
+    Raises: ConfigError for a task that is not built in, an unknown key, or a value that does not fit.
     """
     if task not in TASKS:
         raise ConfigError(f'There is no task "{task}".\nIt must be one of: {", ".join(TASKS)}.')
-    return Plan(task=TaskPlan(name=task), sampling=Sampling(max_tokens=TASKS[task].max_tokens))
+    tables: dict[str, dict[str, Any]] = {"task": {"name": task}, "sampling": {"max_tokens": TASKS[task].max_tokens}}
+    given = {key: _plain(value) for key, value in keys.items()}
+    merged = {key: table | given[key] for key, table in tables.items() if isinstance(given.get(key), dict)}
+    return build(Plan, tables | given | merged, "plan_for")
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a TOML file. Raises: ConfigError naming file, key, value and what fits."""
-    return build(Plan, read_toml(path), str(path))
+def _plain(value: Any) -> Any:
+    """A value as a plan file would hold it: paths are texts there, dataclasses tables."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """The plan in a TOML file.
+
+    >>> import backflip
+    >>> backflip.read_plan("runs/mine/plan.toml").rounds
+    2
+
+    Raises: ConfigError naming file, key, value and what fits.
+    """
+    return build(Plan, read_toml(Path(path)), os.fspath(path))
 
 
 def plan_toml(plan: Plan, *, docs: Mapping[tuple[type, str], str] | None = None) -> str:

@@ -5,9 +5,9 @@ from typing import Literal
 
 from backflip.core.errors import ConfigError
 from backflip.cycle.artefacts import write_whole
-from backflip.cycle.folder import PLAN, run_store
+from backflip.cycle.folder import PLAN, RunPath, find_run, run_store
 from backflip.cycle.plan import read_plan
-from backflip.cycle.talk import newest_policy
+from backflip.cycle.talk import saved_version
 from backflip.cycle.tools import Tools, torch_dtype, untouched_model
 from backflip.models.chat import open_chat
 from backflip.models.gguf_write import write_gguf
@@ -44,16 +44,26 @@ def publish(number: int, tools: Tools) -> None:
             write_whole(folder, make)
 
 
-def publish_policy(root: Path, out: Path | None, kind: Literal["hf", "adapter", "gguf"]) -> tuple[Path, str]:
-    """Write the newest finished policy of the run in `root` to `out`; return where it is and its version.
+def export_policy(
+    run: RunPath, out: RunPath | None = None, kind: Literal["hf", "adapter", "gguf"] = "hf"
+) -> tuple[Path, str]:
+    """Write a run's newest finished policy to `out`, else below `exports/` of its folder; (path, version).
+
+    `kind`: a Hugging Face folder, an adapter in peft's format, or one GGUF file.
+
+    >>> import backflip
+    >>> path, version = backflip.export_policy("runs/mine", "tea-model")
+    >>> path.name, version
+    ('tea-model', 'policy-r2')
 
     Raises: BackflipError when there is no finished policy or the disk is full; ConfigError when `out` exists, or for
     an adapter after full fine-tuning.
     """
+    root = find_run(run)
     text = (root / PLAN).read_text(encoding="utf-8")
     plan = read_plan(root / PLAN)
-    version = newest_policy(root, plan)
-    target = out or root / "exports" / f"{version.id}-{kind}{'.gguf' * (kind == 'gguf')}"
+    version = saved_version(root, plan, "policy")
+    target = Path(out) if out else root / "exports" / f"{version.id}-{kind}{'.gguf' * (kind == 'gguf')}"
     if target.exists():
         raise ConfigError(
             f"{target} exists and is left as it is.\nAn export never writes over another.\n"

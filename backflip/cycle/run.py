@@ -14,7 +14,7 @@ from backflip.core.errors import BackflipError, DataError
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
 from backflip.cycle.baselines import plain
-from backflip.cycle.folder import BASE, PLAN, REFERENCE, SFT_FOLDER, only_process, run_store
+from backflip.cycle.folder import BASE, PLAN, REFERENCE, SFT_FOLDER, RunPath, find_run, only_process, run_store
 from backflip.cycle.imitate import imitate_demonstrations
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import adopt_plan, plan_of_round, plan_text, refuse_another_database
@@ -37,12 +37,18 @@ from backflip.store import Store
 from backflip.tasks import TASKS
 
 
-def run_rounds(root: Path, watcher: Watcher | None = None) -> None:
-    """Carry the run in `root` to its end from wherever it stopped.
+def run_rounds(run: RunPath, watcher: Watcher | None = None) -> None:
+    """Carry a run to its end from wherever it stopped; `watcher` is told how it goes. A finished run is left as it is.
+
+    >>> import backflip
+    >>> backflip.run_rounds("runs/mine")
+    >>> backflip.open_run("runs/mine").overview().finished
+    True
 
     Raises: BusyError when another process runs it; Paused while people have pairs to judge;
     ConfigError or DataError for a plan, prompts or model that do not fit.
     """
+    root = find_run(run)
     plan, watcher = read_plan(root / PLAN), Silent() if watcher is None else watcher
     refuse_another_database(root, plan)
     with only_process(root), run_store(root, plan) as store:

@@ -1,25 +1,28 @@
-"""Talk to what a run has made: its newest finished policy, or the model it began with."""
+"""Talk to what a run has made: its newest finished policy, an earlier one, or the model it began with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, final
 
 import torch
 
-from backflip.core.errors import BackflipError
+from backflip.core.errors import BackflipError, ConfigError
 from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
-from backflip.cycle.folder import PLAN, REFERENCE, has_begun, run_store
+from backflip.cycle.folder import PLAN, REFERENCE, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.tools import torch_dtype, untouched_model
 from backflip.models.chat import open_chat
-from backflip.models.load import load_model, pick_device
+from backflip.models.load import Loaded, load_model, pick_device
 from backflip.policies.state import load_state
 from backflip.sampling.engine import Engine
 
 
+@final
 @dataclass(eq=False)
-class Talk:
-    """A loaded policy that answers one request at a time; each stands alone, without what was said before."""
+class Policy:
+    """A loaded policy that answers requests; each stands alone, without what was said before."""
 
     version: str
     """The policy's version in the run, "reference" for the untouched model."""
@@ -31,56 +34,92 @@ class Talk:
 
     def answer(self, text: str) -> Answer:
         """Answer one request; its luck is keyed by (seed, turn). Raises: DataError when `text` is too long."""
-        prompt = Prompt(id=f"chat-{self.turn}", split="final", text=text)
-        seed = seed_of(self.seed, "chat")
-        [[answer]] = self.engine.sample([prompt], 1, seed=seed, max_tokens=self.max_tokens)
-        self.turn += 1
+        [[answer]] = self.answers([text])
         return answer
 
+    def answers(self, texts: Sequence[str], each: int = 1) -> list[list[Answer]]:
+        """`each` answers to every request, a list a request; request i has the luck of turn + i.
 
-def open_talk(
-    root: Path,
+        Raises: DataError when a text is empty or too long.
+        """
+        prompts = [Prompt(id=f"chat-{self.turn + i}", split="final", text=text) for i, text in enumerate(texts)]
+        seed = seed_of(self.seed, "chat")
+        batches = self.engine.sample(prompts, each, seed=seed, max_tokens=self.max_tokens)
+        flat = [answer for batch in batches for answer in batch]
+        self.turn += len(prompts)
+        return [flat[at : at + each] for at in range(0, len(flat), each)]
+
+
+def load_policy(
+    run: RunPath,
+    version: str | None = None,
     *,
-    base: bool = False,
     temperature: float | None = None,
     max_tokens: int | None = None,
     seed: int | None = None,
-) -> Talk:
-    """Load the newest finished policy of the run in `root`, or with `base` the untouched model.
+) -> Policy:
+    """Load a run's newest finished policy, or the version named: "policy-r1", or "reference", the untouched model.
 
     What is None is taken from the plan: the way the run itself drew its answers.
-    Raises: BackflipError when the run has no finished policy yet; DataError when its model cannot be loaded.
+
+    >>> import backflip
+    >>> policy = backflip.load_policy("runs/mine", max_tokens=8)
+    >>> answer = policy.answer("we love tea")
+    >>> answer.policy, len(answer.tokens) <= 8
+    ('policy-r2', True)
+    >>> [len(several) for several in policy.answers(["we love tea", "we love rain"], each=3)]
+    [3, 3]
+
+    Raises: BackflipError when the run has no such policy (yet); ConfigError for a folder without a run or a number that
+    does not fit; DataError when its model cannot be loaded.
     """
+    root = find_run(run)
     plan = read_plan(root / PLAN)
-    policy = None if base else newest_policy(root, plan)
-    if plan.model.threads:
-        torch.set_num_threads(plan.model.threads)
-    engine = _engine(root, plan, policy, temperature or plan.sampling.temperature)
-    version = engine.load(policy.id if policy else REFERENCE)
-    return Talk(version, engine, max_tokens or plan.sampling.max_tokens, plan.seed if seed is None else seed)
+    temperature = plan.sampling.temperature if temperature is None else temperature
+    max_tokens = plan.sampling.max_tokens if max_tokens is None else max_tokens
+    for name, value, least in (
+        ("temperature", temperature, "a number above 0"),
+        ("max_tokens", max_tokens, "1 or more"),
+    ):
+        if not value > 0:
+            raise ConfigError(f"{name} = {value} does not fit.\nIt must be {least}.\nLeave it out to take the plan's.")
+    saved = None if version == REFERENCE else saved_version(root, plan, "policy", version)
+    loaded = load_untouched(root, plan)
+    trunk = loaded.trunk
+    if saved is not None:
+        trunk = trunk.merged(load_state(root / saved.path, trunk.device).adapter)
+    engine = Engine(lambda _: trunk, open_chat(loaded), batch=plan.sampling.batch, temperature=temperature)
+    name = engine.load(saved.id if saved else REFERENCE)
+    return Policy(name, engine, max_tokens, plan.seed if seed is None else seed)
 
 
-def newest_policy(root: Path, plan: Plan) -> ModelVersion:
-    """The run's last finished policy. Raises: BackflipError when there is none."""
-    found = []
+def saved_version(
+    root: Path, plan: Plan, kind: Literal["policy", "reward"], version: str | None = None
+) -> ModelVersion:
+    """The run's newest finished policy or reward, or the one named. Raises: BackflipError when there is none."""
+    found: list[ModelVersion] = []
     if has_begun(root, plan):
         with run_store(root, plan) as store:
-            found = store.models(kind="policy")
+            found = store.models(kind=kind)
     if not found:
+        step = "optimised" if kind == "policy" else "fitted"
         raise BackflipError(
-            f"{root} has no finished policy yet.\n"
-            "The first one is there once round 1 is optimised: see `backflip status`.\n"
+            f"{root} has no finished {kind} yet.\n"
+            f"The first one is there once round 1 is {step}: see `backflip status`.\n"
             "Carry the run on with `backflip run`, or talk to the untouched model with `backflip chat --base`."
         )
-    return found[-1]
+    named = {model.id: model for model in found}
+    if version is not None and version not in named:
+        raise BackflipError(
+            f'{root} has no {kind} "{version}".\nA {kind} is there once its round has made it.\n'
+            f"So far there are: {', '.join(named)}."
+        )
+    return named[version] if version else found[-1]
 
 
-def _engine(root: Path, plan: Plan, policy: ModelVersion | None, temperature: float) -> Engine:
-    """An engine whose only version is `policy` (None: the untouched model)."""
-    loaded = load_model(
-        untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device)
-    )
-    trunk = loaded.trunk
-    if policy is not None:
-        trunk = trunk.merged(load_state(root / policy.path, trunk.device).adapter)
-    return Engine(lambda _: trunk, open_chat(loaded), batch=1, temperature=temperature)
+def load_untouched(root: Path, plan: Plan) -> Loaded:
+    """The run's untouched model, loaded as the plan says. Raises: DataError when it cannot be."""
+    if plan.model.threads:
+        torch.set_num_threads(plan.model.threads)
+    device = pick_device(plan.model.device)
+    return load_model(untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype), device=device)

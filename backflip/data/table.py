@@ -1,7 +1,7 @@
 """A data set read and checked as a whole."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -33,7 +33,13 @@ def read_table(source: str, form: Form | None = None, *, part: str | None = None
     Raises: DataError for a source that is not there, has no rows or not the needed columns, for the first row
     that cannot be used (without `skip_bad`), and for preferences of which one side is always the same text.
     """
-    rows = read_rows(source, part)
+    return table_of(read_rows(source, part), source, form, skip_bad=skip_bad)
+
+
+def table_of(
+    rows: Iterator[Row | DataError], source: str, form: Form | None = None, *, skip_bad: bool = False
+) -> Table:
+    """Check rows as a whole; `source` is what messages call them. See `read_table`, also for what is raised."""
     left_out: list[str] = []
     first = next(rows, None)
     while isinstance(first, DataError):

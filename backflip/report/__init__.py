@@ -2,6 +2,7 @@
 
 from backflip.report.data import ReportData, as_dict
 from backflip.report.gather import gather
+from backflip.report.of_run import PAGE, report_run
 from backflip.report.page import build_report, write_report
 
-__all__ = ["ReportData", "as_dict", "build_report", "gather", "write_report"]
+__all__ = ["PAGE", "ReportData", "as_dict", "build_report", "gather", "report_run", "write_report"]

@@ -10,7 +10,7 @@ import torch
 from backflip.core.config import build
 from backflip.cycle.plan import Model, Plan, TaskPlan, plan_toml
 from backflip.cycle.plan_docs import plan_docs
-from backflip.cycle.talk import open_talk
+from backflip.cycle.talk import load_policy
 from backflip.raters.personas import Crowd, Persona
 
 
@@ -118,7 +118,7 @@ def test_chat_answers_once_with_the_trained_policy_or_the_untouched_model(finish
 
 
 def test_chat_talks_with_the_weights_that_were_trained(finished):
-    trained, base = (open_talk(finished.root, base=b).engine.trunk for b in (False, True))
+    trained, base = (load_policy(finished.root, v).engine.trunk for v in (None, "reference"))
     assert trained is not None
     assert base is not None
     untouched = base.state()

@@ -215,7 +215,7 @@ def test_a_full_disk_while_the_report_is_written_is_told_plainly(finished, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("backflip.report.write_report", full)
+    monkeypatch.setattr("backflip.report.of_run.write_report", full)
     said = finished.call("report")
 
     assert said.code == 2

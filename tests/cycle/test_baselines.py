@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from tiny_run import all_prompts, new_run, save_prompts
 
-from backflip.cli.report import write_run_report
 from backflip.core.errors import ConfigError
 from backflip.core.records import Metric
 from backflip.cycle import baselines
 from backflip.cycle.folder import PLAN, run_store
 from backflip.cycle.plan import TaskPlan, plan_for, read_plan
 from backflip.cycle.run import run_rounds
-from backflip.report import tables
+from backflip.report import report_run, tables
 from backflip.tasks import TASKS
 
 
@@ -92,7 +91,7 @@ def test_the_baseline_is_given_the_bare_post_and_no_chat_template(run: Path, tin
 
 
 def test_the_report_shows_the_baseline_beside_the_models(run: Path):
-    data = write_run_report(run)
+    data = report_run(run)
     table = tables.stages(data)
 
     assert table is not None

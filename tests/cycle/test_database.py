@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from tiny_run import new_run
 
-from backflip.cli.report import write_run_report
 from backflip.core.config import Unfit
 from backflip.core.errors import ConfigError
 from backflip.cycle.folder import run_store
 from backflip.cycle.overview import overview, running
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.run import run_rounds
-from backflip.cycle.talk import newest_policy
+from backflip.cycle.talk import saved_version
+from backflip.report import report_run
 
 
 def figures(root: Path) -> dict[tuple[int, str, int, str], float]:
@@ -37,8 +37,8 @@ def test_a_run_in_postgresql_gives_the_figures_of_a_run_in_its_folder(
     assert len(figures(here)) > 50
     assert overview(there).finished
     assert overview(there).votes == overview(here).votes
-    assert newest_policy(there, read_plan(there / "plan.toml")).id == "policy-r1"
-    assert write_run_report(there).counts == write_run_report(here).counts
+    assert saved_version(there, read_plan(there / "plan.toml"), "policy").id == "policy-r1"
+    assert report_run(there).counts == report_run(here).counts
     assert running(there) is None
 
 

@@ -15,7 +15,7 @@ from backflip.cycle.folder import PLAN
 from backflip.cycle.imitate import load_demonstrations
 from backflip.cycle.plan import Rate, Sampling, read_plan
 from backflip.cycle.run import open_tools, run_rounds
-from backflip.cycle.talk import open_talk
+from backflip.cycle.talk import load_policy
 from backflip.cycle.tools import Silent
 from backflip.models.chat import open_chat
 from backflip.models.load import load_model
@@ -61,7 +61,7 @@ def test_the_model_that_stage_zero_leaves_is_the_runs_untouched_model(run: Path,
     assert kinds["policy-r1"] == ("policy", "reference")
     assert at_first["objective/kl"] == pytest.approx(0.0, abs=1e-4)
     assert texts.most_common(1)[0][0].startswith("the sun is good")  # 8 tokens are all it may say
-    assert open_talk(run, base=True, seed=1).answer("is the cat bad").text.startswith("the sun")
+    assert load_policy(run, "reference", seed=1).answer("is the cat bad").text.startswith("the sun")
 
 
 def test_the_base_answers_the_same_prompts_and_stays_in_the_figures(store: Store) -> None:

@@ -107,8 +107,23 @@ def test_every_command_exists_with_its_options(page: Path):
             continue
         command, *words = line.split()[1:]
         assert command in help_of(""), line
+        if command == "export" and words:
+            command = f"{command} {words[0]}"
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert option in help_of(command), line
+
+
+def test_every_extra_is_on_the_page_about_installing():
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(extras)
+
+
+def test_the_readme_links_every_page():
+    links = re.findall(r"\]\((docs/[^)#]+\.md)", README.read_text(encoding="utf-8"))
+
+    assert {ROOT / link for link in links} >= {page for page in PAGES if page.parent.name == "docs"}
 
 
 @every_page

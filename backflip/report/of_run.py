@@ -1,0 +1,43 @@
+"""The report of a run, written into its folder."""
+
+from backflip.core.errors import BackflipError
+from backflip.core.records import Judged, Prompt, Sample
+from backflip.cycle.artefacts import disk_error
+from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
+from backflip.cycle.plan import read_plan
+from backflip.report.data import ReportData
+from backflip.report.gather import gather
+from backflip.report.page import write_report
+from backflip.tasks import TASKS
+
+PAGE = "report.html"
+
+
+def report_run(run: RunPath) -> ReportData:
+    """Write `report.html` into a run's folder and return its figures. A run under way is reported as far as it is.
+
+    >>> import backflip
+    >>> data = backflip.report_run("runs/mine")
+    >>> data.rounds_done, data.headline.split
+    (2, 'final')
+
+    Raises: BackflipError when the run has not begun, or the disk is full; ConfigError for a folder without a run.
+    """
+    root = find_run(run)
+    plan = read_plan(root / PLAN)
+    if not has_begun(root, plan):
+        raise BackflipError(
+            f"{root} has not begun, so there is nothing to report.\nStart it with: backflip run --dir {root}"
+        )
+    utility = TASKS[plan.task.name].utility(plan.task.weights or None) if plan.task.name in TASKS else None
+
+    def judge(prompt: Prompt, sample: Sample) -> Judged | None:
+        return utility.judge(prompt, sample.text, sample.ended) if utility else None
+
+    with run_store(root, plan) as store:
+        data = gather(store, judge=judge, kl_target=plan.ppo.kl_target)
+    try:
+        write_report(root / PAGE, data)
+    except OSError as e:
+        raise disk_error(root / PAGE, e) from e
+    return data
