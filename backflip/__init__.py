@@ -4,6 +4,7 @@ The names below are what a notebook needs; docs/python.md shows them at work. Ea
 so that `import backflip` and the command line need no torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,11 @@ _HOME = {
     "run_rounds": "cycle.run",
 }
 """Where each name lives."""
+
+# oneDNN keeps what it compiled for each shape it has met, 1024 shapes deep, and a run meets new shapes at every step:
+# some 50 MB a step were never given back (docs/log.md). It reads these when torch is loaded.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")
 
 if TYPE_CHECKING:
     from backflip.cli.progress import PlainWatcher

@@ -13,6 +13,7 @@ from backflip import __version__
 from backflip.cli.chat import chat
 from backflip.cli.compare import compare
 from backflip.cli.demo import demo
+from backflip.cli.doctor import doctor
 from backflip.cli.export import export
 from backflip.cli.forget import forget
 from backflip.cli.import_ import import_
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, init, run, status, report, compare, chat, forget):
+for command in (demo, init, doctor, run, status, report, compare, chat, forget):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")

@@ -65,14 +65,14 @@ def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> P
         return run_folder(folder)
     there = folder is not None and (folder / PLAN).is_file()
     plan = read_plan(file) if file else read_plan(folder / PLAN) if folder and there else Plan()
-    plan = _changed(plan, changes)
+    plan = changed_plan(plan, changes)
     name = file.stem if file else "run"
     root = folder or unfinished_run(plan) or new_folder(name)
     start_run(root, plan)
     return root
 
 
-def _changed(plan: "Plan", changes: dict[str, Any]) -> "Plan":
+def changed_plan(plan: "Plan", changes: dict[str, Any]) -> "Plan":
     """The plan with what the options say. Raises: ConfigError for a value that does not fit."""
     try:
         if name := changes.get("model"):

@@ -83,9 +83,9 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     chat = open_chat(loaded)
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
-    _check_prompts(prompts, chat, plan)
+    check_prompts(prompts, chat, plan)
     for baseline in task.baselines:
-        _check_prompts([replace(p, text=baseline.text(p)) for p in prompts], plain(chat), plan)
+        check_prompts([replace(p, text=baseline.text(p)) for p in prompts], plain(chat), plan)
     asked = {p.id: p for p in prompts}
     imported = {p.id: p for p in store.prompts() if p.id not in asked}
     tools = Tools(
@@ -133,7 +133,7 @@ def _check_model(root: Path, store: Store, version: str, found: str) -> None:
         )
 
 
-def _check_prompts(prompts: list[Prompt], chat: Chat, plan: Plan) -> None:
+def check_prompts(prompts: list[Prompt], chat: Chat, plan: Plan) -> None:
     """Refuse prompts that cannot be answered within the model's context, before anything is computed."""
     for p in prompts:
         chat.encode(p, plan.sampling.max_tokens)

@@ -90,13 +90,8 @@ def ranks(plan: Plan, stream: str) -> bool:
 
 def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
     """The prompts of a round: as many as its pairs need, drawn from reshuffled passes over the split."""
-    rate = tools.plan.rate
-    wanted = rate.held_out if stream == "random" else rate.pairs - rate.held_out
     pool = tools.split("monitor" if stream == "random" else "train")
-    each = comb(tools.plan.sampling.answers, 2) if ranks(tools.plan, stream) else rate.pairs_per_prompt
-    count = min(len(pool), -(-wanted // each))
-    if not rate.pairs and stream == "fit":
-        count = min(len(pool), UNRATED)
+    count = prompts_asked(tools.plan, len(pool), stream)
     picked: dict[str, Prompt] = {}
     place = (number - 1) * count
     while len(picked) < count:
@@ -105,6 +100,16 @@ def chosen(tools: Tools, number: int, stream: str) -> list[Prompt]:
         picked[p.id] = p
         place += 1
     return list(picked.values())
+
+
+def prompts_asked(plan: Plan, pool: int, stream: str) -> int:
+    """How many of the `pool` prompts of a stream's split a round asks: as many as its pairs need."""
+    rate = plan.rate
+    if not rate.pairs and stream == "fit":
+        return min(pool, UNRATED)
+    wanted = rate.held_out if stream == "random" else rate.pairs - rate.held_out
+    each = comb(plan.sampling.answers, 2) if ranks(plan, stream) else rate.pairs_per_prompt
+    return min(pool, -(-wanted // each))
 
 
 def rate(number: int, tools: Tools) -> Outcome:

@@ -53,13 +53,34 @@ class Chat:
         """
         if not self.templated:
             return [*self._tokens(f"\n{text}"), self._end]
-        user = {"role": "user", "content": "?"}
-        opening = str(self.tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False))
-        talk = [user, {"role": "assistant", "content": text}]
-        whole = str(self.tokenizer.apply_chat_template(talk, tokenize=False))
-        ids = self._tokens(whole.removeprefix(opening) if whole.startswith(opening) else text)
+        ids = self._tokens(self._turn(text) if self.continues else text)
         ends = [n for n, token in enumerate(ids) if token in self.stops]
         return ids[: ends[0] + 1] if ends else [*ids, self._end]
+
+    @cached_property
+    def continues(self) -> bool:
+        """Whether a finished turn of the template begins as the template asks for one: answers are then read in it."""
+        return self.templated and self._talk("!").startswith(self._opening)
+
+    def closing(self) -> list[int]:
+        """The tokens that the template puts after an answer; empty where it puts none."""
+        mark = "!"
+        return self._tokens(self._talk(mark).rpartition(mark)[2]) if self.templated else []
+
+    @cached_property
+    def _opening(self) -> str:
+        """The template's text up to where an answer begins."""
+        asked = [{"role": "user", "content": "?"}]
+        return str(self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
+
+    def _talk(self, text: str) -> str:
+        """The template's text of a whole exchange with this answer."""
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+        return str(self.tokenizer.apply_chat_template(talk, tokenize=False))
+
+    def _turn(self, text: str) -> str:
+        """An answer as it stands in the template, from where it begins to the end."""
+        return self._talk(text).removeprefix(self._opening)
 
     @property
     def _end(self) -> int:
