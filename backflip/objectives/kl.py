@@ -1,8 +1,16 @@
 """Kullback-Leibler divergence from policy to reference: estimates per token, the penalised reward, the controller.
 
 With samples from the policy and d = logp - logp_ref, the mean of k1 and of k3 is KL(policy || reference).
-As *losses* they differ: the gradient of k1 is 0 on average, that of k2 is the gradient of the KL, that of k3 is not.
-Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx.html).
+As *losses* on such samples they differ, with s = grad logp:
+
+- k1: the mean gradient E[s] is 0. It belongs into the reward (`token_rewards`), where it is exact.
+- k2: E[d s] is the gradient of the KL, of one token. Summed over the tokens of an answer it leaves out that a token
+  changes where the later ones begin: it is exact where an answer is one token, or is counted as a whole.
+- k3: E[(1 - exp(-d)) s] is the gradient of KL(reference || policy), the other direction. Under rewards r and
+  coefficient b it ends at ref * b / (c - r), c making it sum to 1, not at ref * exp(r / b) / Z.
+
+Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx.html); Vojnovic & Yun 2025
+(arXiv:2502.18548) for where k3 ends.
 """
 
 import math

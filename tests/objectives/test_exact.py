@@ -6,13 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from worlds import ANSWERS, COEF, Sequences, bandit, optimum
 
 from backflip.objectives.gae import gae, whiten
 from backflip.objectives.kl import token_rewards
 from backflip.objectives.ppo import policy_loss
 
-ANSWERS = 40
-COEF = 0.7  # b, reward per nat
 Rewards = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -30,18 +29,6 @@ def kl_negated(score: Tensor, logp: Tensor, logp_ref: Tensor, mask: Tensor, coef
 
 
 BUGS = [negated, reward_negated, kl_negated]
-
-
-def bandit() -> tuple[Tensor, Tensor]:
-    """Reference log-probabilities and rewards of the answers, (A,) float64."""
-    rng = torch.Generator().manual_seed(11)
-    ref = torch.randn(ANSWERS, generator=rng, dtype=torch.float64).log_softmax(0)
-    return ref, torch.randn(ANSWERS, generator=rng, dtype=torch.float64)
-
-
-def optimum(ref: Tensor, reward: Tensor) -> Tensor:
-    """ref * exp(r / b) / Z: what maximises E[r] - b KL(pi || ref)."""
-    return (ref + reward / COEF).softmax(0)
 
 
 def climb_by_enumeration(ref: Tensor, reward: Tensor, rewards: Rewards) -> Tensor:
@@ -124,46 +111,6 @@ def test_the_optimum_beats_its_neighbours_on_the_exact_objective():
     for _ in range(20):
         near = (best.log() + 0.01 * torch.randn(ANSWERS, generator=rng, dtype=torch.float64)).softmax(0)
         assert objective(near) < objective(best)
-
-
-class Sequences:
-    """Every answer of at most `steps` tokens over `vocabulary` tokens of a tabular policy in float64.
-
-    Token 0 ends the answer, so that answers are ragged. Row `prefix` of `logits` is the policy after that prefix.
-    """
-
-    def __init__(self, steps: int, vocabulary: int, seed: int) -> None:
-        rng = torch.Generator().manual_seed(seed)
-        answers: list[tuple[int, ...]] = []
-        open_ones: list[tuple[int, ...]] = [()]
-        prefixes: list[tuple[int, ...]] = []
-        for step in range(steps):
-            prefixes += open_ones
-            longer = [(*p, v) for p in open_ones for v in range(vocabulary)]
-            answers += [a for a in longer if a[-1] == 0 or step == steps - 1]
-            open_ones = [a for a in longer if a[-1] != 0]
-        place = {p: i for i, p in enumerate(prefixes)}
-        shape = (len(answers), steps)
-        self.mask = torch.zeros(shape, dtype=torch.bool)
-        self.prefix = torch.zeros(shape, dtype=torch.int64)
-        self.token = torch.zeros(shape, dtype=torch.int64)
-        for row, answer in enumerate(answers):
-            for t, token in enumerate(answer):
-                self.mask[row, t], self.prefix[row, t], self.token[row, t] = True, place[answer[:t]], token
-        size = (len(prefixes), vocabulary)
-        self.logits = torch.randn(size, generator=rng, dtype=torch.float64).requires_grad_()
-        self.logits_ref = torch.randn(size, generator=rng, dtype=torch.float64)
-        self.score = torch.randn(len(answers), generator=rng, dtype=torch.float64)
-
-    def logp(self, logits: Tensor) -> Tensor:
-        """(B, T) log-probability of every token, garbage where masked."""
-        return logits.log_softmax(1)[self.prefix, self.token].masked_fill(~self.mask, 99.0)
-
-    def objective(self) -> Tensor:
-        """E[score] - b KL(pi || ref), exact."""
-        logp = self.logp(self.logits).masked_fill(~self.mask, 0.0).sum(1)
-        logp_ref = self.logp(self.logits_ref).masked_fill(~self.mask, 0.0).sum(1)
-        return (logp.exp() * (self.score - COEF * (logp - logp_ref))).sum()
 
 
 def check_gradient(world: Sequences, rewards: Rewards) -> None:
