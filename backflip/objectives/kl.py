@@ -7,7 +7,8 @@ As *losses* on such samples they differ, with s = grad logp:
 - k2: E[d s] is the gradient of the KL, of one token. Summed over the tokens of an answer it leaves out that a token
   changes where the later ones begin: it is exact where an answer is one token, or is counted as a whole.
 - k3: E[(1 - exp(-d)) s] is the gradient of KL(reference || policy), the other direction. Under rewards r and
-  coefficient b it ends at ref * b / (c - r), c making it sum to 1, not at ref * exp(r / b) / Z.
+  coefficient b it ends at ref * b / (c - r), c making it sum to 1, not at ref * exp(r / b) / Z. (Times the
+  probability ratio, with its gradient, k3 would have that of k2: DeepSeek-V3.2, arXiv:2512.02556.)
 
 Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx.html); Vojnovic & Yun 2025
 (arXiv:2502.18548) for where k3 ends.

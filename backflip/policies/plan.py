@@ -1,13 +1,39 @@
 """What a plan says about training policies. Free of torch, so that a plan is read in no time."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from backflip.core.config import require
+
+Optimiser = Literal["ppo", "rloo", "grpo", "dr_grpo", "dpo", "online_dpo", "best_of_n"]
+KLTerm = Literal["k1", "k2", "k3"]
+COMPARING: frozenset[Optimiser] = frozenset(("rloo", "grpo", "dr_grpo", "online_dpo", "best_of_n"))
+"""Optimisers that compare the answers to one prompt with each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimise:
+    """Which optimiser a round uses. The table [ppo] says how for all of them: steps, answers, learning rate, adapter.
+    Of its keys only lam, value_clip and those of the critic are PPO's alone."""
+
+    by: Optimiser = "ppo"
+    """PPO has a critic. "rloo", "grpo" and "dr_grpo" (GRPO without its two biased divisions) compare the answers to
+    one prompt instead. "dpo" learns from the votes, "online_dpo" from pairs of new answers that the reward compares,
+    "best_of_n" from the best of ppo.answers answers, drawn from the policy as the round found it."""
+    kl: KLTerm = "k1"
+    """How ppo, rloo, grpo and dr_grpo pay for KL. "k1" is taken from the reward, which is exact. "k2" and "k3" are
+    terms of the loss and biased over answers of several tokens; k3, usual with GRPO, pulls to another optimum."""
+    beta: float = 0.1
+    """The leash of dpo and online_dpo: logits of preference per nat from the untouched model; smaller is longer."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        require(self.beta > 0, "beta", "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPO:
-    """How one round optimises the policy."""
+    """How one round optimises the policy, by PPO or by whatever optimise.by names."""
 
     steps: int = 8
     """Sample-and-update steps a round."""

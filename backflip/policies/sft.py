@@ -4,19 +4,18 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator
 from backflip.models.trunk import Trunk
+from backflip.objectives.imitation import imitation_loss
+from backflip.policies.gradient import PartLoss, Rows, gradient_step, trained_logp
 from backflip.policies.plan import PPO, SFT
-from backflip.policies.ppo import fresh_state
-from backflip.policies.state import PolicyState
-from backflip.sampling.score import Reader, answer_batches, pack_answers
+from backflip.policies.state import PolicyState, fresh_state
+from backflip.sampling.score import Reader
 
-__all__ = ["SFT", "Imitation", "fresh_imitator", "imitate", "nats_per_token", "steps_of"]
+__all__ = ["SFT", "Imitation", "fresh_imitator", "imitate", "imitation_part", "nats_per_token", "steps_of"]
 
 
 class Imitation(NamedTuple):
@@ -46,37 +45,29 @@ def imitate(
     -log p over all answer tokens of a batch, in nats, whatever the micro-batch. A state from a checkpoint carries on
     exactly. Raises: BackflipError when a gradient is not finite.
     """
+    part = imitation_part(state, reader, prompts, answers)
     per_epoch, total = -(-len(answers) // config.batch), steps_of(config, len(answers))
     while state.step < total:
         epoch, place = divmod(state.step, per_epoch)
         order = generator(seed, "demonstrations", epoch).permutation(len(answers))
         rows = np.sort(order[place * config.batch : (place + 1) * config.batch])
         state.optimiser.param_groups[0]["lr"] = config.learning_rate * (1 - state.step / total)
-        state.optimiser.zero_grad()
-        tokens = sum(len(answers[i].tokens) for i in rows)
-        loss = 0.0
-        for s in answer_batches(len(rows), config.micro):
-            part = _nats(state, reader, [prompts[i] for i in rows[s]], [answers[i] for i in rows[s]]) / tokens
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
-        norm = torch.nn.utils.clip_grad_norm_(list(state.adapter.parameters()), config.max_norm)
-        if not torch.isfinite(norm):
-            raise BackflipError(
-                f"The gradient of fine-tuning step {state.step} is not finite: the policy has diverged.\n"
-                "The learning rate is probably too high for this model.\n"
-                "Start a new run (another --dir) with a lower sft.learning_rate."
-            )
-        state.optimiser.step()
+        figures = gradient_step(state, rows, part, micro=config.micro, max_norm=config.max_norm, table="sft")
         state.step += 1
-        yield Imitation(state, {"sft/loss": loss, "grad/norm": float(norm)})
+        yield Imitation(state, {"sft/loss": figures.pop("loss/imitation")} | figures)
 
 
-def _nats(state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Tensor:
-    """The sum of -log p over the answers' tokens, with gradient into the adapter."""
-    batch = pack_answers(reader.chat, prompts, answers, reader.trunk.device)
-    hidden = reader.trunk.hidden(batch, state.adapter)
-    logp, _ = reader.of_rows(hidden.final[batch.predict_rows[batch.answer_mask]], batch)
-    return -logp.sum()
+def imitation_part(
+    state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]
+) -> PartLoss:
+    """The loss of learning `answers`, each to its prompt: see `gradient.PartLoss`."""
+
+    def part(rows: Rows, whole: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        logp, mask = trained_logp(state, reader, [prompts[i] for i in rows], [answers[i] for i in rows])
+        loss = imitation_loss(logp, mask, tokens=sum(len(answers[i].tokens) for i in whole))
+        return loss, {"loss/imitation": loss}
+
+    return part
 
 
 def nats_per_token(state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> float:

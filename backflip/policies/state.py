@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backflip.models.adapters import Adapter, adapter_from_state
+from backflip.models.adapters import Adapter, adapter_from_state, new_adapter, upper_layers
+from backflip.models.trunk import Trunk
 from backflip.policies.critic import Critic, new_critic
+from backflip.policies.plan import PPO
 
 ADAM_EPS = 1e-5
 
@@ -34,18 +36,17 @@ class PolicyState:
         return f"step-{self.step}"
 
 
-def new_state(
-    adapter: Adapter, hidden_size: int, *, learning_rate: float, critic_learning_rate: float, kl_coef: float, seed: int
-) -> PolicyState:
-    """The start of a run, with an adapter that changes nothing yet and a critic that predicts 0."""
-    device = next(adapter.parameters()).device
-    critic = new_critic(hidden_size, seed, device)
+def fresh_state(trunk: Trunk, config: PPO, seed: int) -> PolicyState:
+    """The start of a run: an adapter on the upper layers that changes nothing, a critic that predicts 0."""
+    shapes = upper_layers(trunk.linear_shapes(), config.adapted)
+    adapter = new_adapter(shapes, rank=config.rank, alpha=config.alpha, seed=seed, device=trunk.device)
+    critic = new_critic(trunk.hidden_size, seed, trunk.device)
     return PolicyState(
         adapter,
-        torch.optim.Adam(list(adapter.parameters()), lr=learning_rate, eps=ADAM_EPS),
+        torch.optim.Adam(list(adapter.parameters()), lr=config.learning_rate, eps=ADAM_EPS),
         critic,
-        torch.optim.Adam(critic.parameters, lr=critic_learning_rate, eps=ADAM_EPS),
-        kl_coef,
+        torch.optim.Adam(critic.parameters, lr=config.critic_learning_rate, eps=ADAM_EPS),
+        config.kl_coef,
     )
 
 

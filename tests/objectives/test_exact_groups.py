@@ -155,7 +155,7 @@ def test_k3_in_the_loss_ends_at_ref_times_b_over_c_minus_r():
     assert off(law, optimum(ref, reward)) > 0.05
 
 
-def test_unbiased_grpo_with_kl_in_the_loss_ends_where_a_leash_longer_by_n_over_n_minus_1_would():
+def test_unbiased_grpo_with_kl_in_the_loss_ends_where_a_leash_tighter_by_n_over_n_minus_1_would():
     # of 2 answers half the reward is left and the whole KL: as if b were 2 b
     ref, reward = bandit(6)
 

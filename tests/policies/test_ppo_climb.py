@@ -10,7 +10,7 @@ import torch
 from tiny_run import Bench, requests, save_model
 
 from backflip.core.errors import BackflipError
-from backflip.policies import ppo
+from backflip.policies import gradient, ppo
 from backflip.policies.ppo import PPO, Step, climb, fresh_state, warm_up
 
 END = 1
@@ -49,17 +49,17 @@ def bench(tiny_model: Path) -> Bench:
 
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`spy("name")` is the list of (arguments, result) of every later call of ppo.name."""
+    """`spy(module, "name")` is the list of (arguments, result) of every later call of that function there."""
 
-    def watch(name: str) -> list[tuple[Any, Any]]:
-        real, calls = getattr(ppo, name), []
+    def watch(module: Any, name: str) -> list[tuple[Any, Any]]:
+        real, calls = getattr(module, name), []
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             out = real(*args, **kwargs)
             calls.append((args, out))
             return out
 
-        monkeypatch.setattr(ppo, name, wrapped)
+        monkeypatch.setattr(module, name, wrapped)
         return calls
 
     return watch
@@ -90,7 +90,7 @@ def test_the_ratio_leaves_1_after_the_first_minibatch(bench: Bench) -> None:
 def test_sampler_and_trainer_agree_on_every_token_also_when_the_policy_has_moved(
     tiny_model: Path, spy: Any, temperature: float
 ) -> None:
-    looks = spy("_look")
+    looks = spy(ppo, "roll_out")
     steps = steps_of(Bench(tiny_model, Counting(), temperature=temperature), config(learning_rate=2e-2), 3)
 
     assert abs(steps[-1].metrics["objective/kl"]) > 0.01  # it has moved
@@ -103,7 +103,7 @@ def test_sampler_and_trainer_agree_on_every_token_also_when_the_policy_has_moved
 def test_the_temperature_is_in_all_three_log_probabilities(tiny_model: Path, spy: Any) -> None:
     from transformers import AutoModelForCausalLM
 
-    looks = spy("_look")
+    looks = spy(ppo, "roll_out")
     bench = Bench(tiny_model, Counting(), temperature=1.7)
     steps_of(bench, config())
     rollout, model = looks[0][1], AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -121,7 +121,7 @@ def test_the_temperature_is_in_all_three_log_probabilities(tiny_model: Path, spy
 
 
 def test_an_answer_that_did_not_end_pays_the_penalty_and_no_other_does(tiny_model: Path, spy: Any) -> None:
-    calls = spy("token_rewards")
+    calls = spy(gradient, "token_rewards")
     step = steps_of(Bench(tiny_model, Nothing()), config(missing_end_penalty=0.25))[0]
 
     ended = [a.ended for a in step.answers]
@@ -132,7 +132,7 @@ def test_an_answer_that_did_not_end_pays_the_penalty_and_no_other_does(tiny_mode
 def test_the_score_lies_on_the_last_token_and_that_is_the_stop_token_of_an_ended_answer(
     tiny_model: Path, spy: Any
 ) -> None:
-    calls = spy("token_rewards")
+    calls = spy(gradient, "token_rewards")
     step = steps_of(Bench(tiny_model, Nothing()), config(missing_end_penalty=0.25))[0]
 
     reward = calls[0][1]
@@ -145,7 +145,7 @@ def test_the_score_lies_on_the_last_token_and_that_is_the_stop_token_of_an_ended
 
 
 def test_the_kl_penalty_is_charged_per_token_with_the_coefficient_of_the_step(bench: Bench, spy: Any) -> None:
-    looks, calls = spy("_look"), spy("token_rewards")
+    looks, calls = spy(ppo, "roll_out"), spy(gradient, "token_rewards")
     steps = steps_of(bench, config(learning_rate=2e-2, missing_end_penalty=0.0), 2)
 
     rollout, reward = looks[1][1], calls[1][1]
@@ -206,7 +206,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny_model: Path, monkeypatc
 
 
 def test_the_minibatches_of_an_epoch_hold_every_answer_once(bench: Bench, spy: Any) -> None:
-    calls = spy("pack_answers")
+    calls = spy(gradient, "pack_answers")
     steps_of(bench, config(epochs=3, minibatches=5, micro=2))
 
     count = Counter((a.prompt_id, a.index) for args, _ in calls for a in args[2])
@@ -230,7 +230,7 @@ def test_every_prompt_comes_once_before_any_comes_again(bench: Bench) -> None:
 
 
 def test_advantages_are_whitened_over_the_whole_step_not_over_a_minibatch(bench: Bench, spy: Any) -> None:
-    calls = spy("policy_loss")
+    calls = spy(gradient, "policy_loss")
     steps_of(bench, config(minibatches=4))
 
     parts = [args[2][args[3]] for args, _ in calls]

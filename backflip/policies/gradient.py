@@ -1,0 +1,134 @@
+"""Gradient steps on a policy: minibatches of a step's answers, each added up from parts that fit into memory."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backflip.core.errors import BackflipError
+from backflip.core.records import Answer, Prompt
+from backflip.core.rng import generator
+from backflip.objectives.kl import k2, k3, token_rewards
+from backflip.objectives.ppo import policy_loss, truncated_importance
+from backflip.policies.plan import KLTerm
+from backflip.policies.rollout import Rollout, Settings
+from backflip.policies.state import PolicyState
+from backflip.sampling.score import Reader, answer_batches, pack_answers
+
+Rows = NDArray[np.int64]
+PartLoss = Callable[[Rows, Rows], tuple[Tensor, dict[str, Tensor]]]
+"""(rows of a part, rows of its minibatch) -> the part's share of the minibatch's loss, and of its figures."""
+IN_THE_LOSS: dict[KLTerm, Callable[[Tensor, Tensor], Tensor]] = {"k2": k2, "k3": k3}
+"""The KL terms that are no part of the reward."""
+
+
+class Target(NamedTuple):
+    """What a policy gradient aims at. The units U are the tokens T, or one where an answer counts as a `whole`."""
+
+    adv: Tensor
+    """(B, U) advantages."""
+    weight: Tensor
+    """(B, U) how much each unit counts."""
+    total: Callable[[Rows], float]
+    """What a minibatch's sum over its units is divided by."""
+    whole: bool = False
+
+
+def token_weight(rollout: Rollout) -> Tensor:
+    """(B, T) correction for a sampler that is not quite the trainer."""
+    return truncated_importance(rollout.policy.logp, rollout.logp_sampler)
+
+
+def paid_tokens(rollout: Rollout, settings: Settings, kl_coef: float) -> Tensor:
+    """(B, T) reward of every token: the score at the end and, unless the leash is a term of the loss, k1."""
+    coef = 0.0 if settings.how.kl in IN_THE_LOSS else kl_coef
+    return token_rewards(rollout.paid, rollout.policy.logp, rollout.reference.logp, rollout.policy.mask, coef)
+
+
+def policy_steps(
+    state: PolicyState, reader: Reader, settings: Settings, rollout: Rollout, target: Target
+) -> dict[str, float]:
+    """Passes of clipped policy-gradient steps towards `target`, the KL term among them where it is no reward."""
+    fold: Callable[[Tensor], Tensor] = (lambda x: x.sum(1, keepdim=True)) if target.whole else (lambda x: x)
+    mask, old, ref = rollout.policy.mask, fold(rollout.policy.logp), fold(rollout.reference.logp)
+    unit = mask.any(1, keepdim=True) if target.whole else mask
+    penalty = IN_THE_LOSS.get(settings.how.kl)
+
+    def part(rows: Rows, whole: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        logp, seen = trained_logp(state, reader, [rollout.prompts[i] for i in rows], [rollout.answers[i] for i in rows])
+        logp, cut = fold(logp), slice(seen.shape[1])
+        total, weight = target.total(whole), target.weight[rows, cut]
+        out = policy_loss(
+            logp, old[rows, cut], target.adv[rows, cut], unit[rows, cut], settings.config.clip, weight=weight,
+            tokens=total,
+        )  # fmt: skip
+        share = total / float(unit[whole].sum())  # figures are means over units whatever the loss is divided by
+        figures = {
+            "loss/policy_avg": out.loss,
+            "policy/clipfrac_avg": out.clipfrac * share,
+            "policy/approxkl_avg": out.approx_kl * share,
+            "val/ratio": out.ratio * share,
+        }
+        if penalty is None:
+            return out.loss, figures
+        nats = (penalty(logp, ref[rows, cut]) * weight).masked_fill(~unit[rows, cut], 0.0).sum() / total
+        return out.loss + state.kl_coef * nats, figures | {"loss/kl_avg": nats}
+
+    steps = take_steps(state, settings, len(rollout.answers), part, settings.config.micro)
+    return mean_of(steps) | {"val/ratio_first": steps[0]["val/ratio"]}
+
+
+def take_steps(
+    state: PolicyState, settings: Settings, count: int, part: PartLoss, micro: int
+) -> list[dict[str, float]]:
+    """`epochs` passes over `count` items in `minibatches` gradient steps each; the figures of every step."""
+    config, seen = settings.config, []
+    for epoch in range(config.epochs):
+        order = generator(settings.seed, "minibatch", state.step, epoch).permutation(count)
+        cut = np.array_split(order, min(config.minibatches, count))
+        # sorted, a prompt's answers stay together, so that it is computed once
+        seen += [gradient_step(state, np.sort(rows), part, micro=micro, max_norm=config.max_norm) for rows in cut]
+    return seen
+
+
+def mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over gradient steps."""
+    return {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
+
+
+def gradient_step(
+    state: PolicyState, rows: Rows, part: PartLoss, *, micro: int, max_norm: float, table: str = "ppo"
+) -> dict[str, float]:
+    """One step of Adam on `rows`, at most `micro` at a time; gradients add up to those of all rows at once.
+
+    Raises: BackflipError when the gradient is not finite; `table` is the plan's whose learning rate was too high.
+    """
+    state.optimiser.zero_grad()
+    sums: dict[str, float] = {}
+    for s in answer_batches(len(rows), micro):
+        loss, figures = part(rows[s], rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, x in figures.items():
+            sums[name] = sums.get(name, 0.0) + float(x.detach())
+    norm = torch.nn.utils.clip_grad_norm_(list(state.adapter.parameters()), max_norm)
+    if not torch.isfinite(norm):
+        raise BackflipError(
+            f"The gradient of step {state.step} is not finite: the policy has diverged.\n"
+            "The learning rate is probably too high for this model and what it learns from.\n"
+            f"Start a new run (another --dir) with a lower {table}.learning_rate."
+        )
+    state.optimiser.step()
+    return sums | {"grad/norm": float(norm)}
+
+
+def trained_logp(
+    state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]
+) -> tuple[Tensor, Tensor]:
+    """(B, T) log-probabilities by the policy in training, 0 where masked, with gradient; and the mask."""
+    batch = pack_answers(reader.chat, prompts, answers, reader.trunk.device)
+    hidden = reader.trunk.hidden(batch, state.adapter)
+    logp, _ = reader.of_rows(hidden.final[batch.predict_rows[batch.answer_mask]], batch)
+    return logp, batch.answer_mask
