@@ -1,7 +1,7 @@
 """The step `fit`: votes up to a committed watermark become the round's reward."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,12 +104,9 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
 
 
 def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: Sequence[Vote]) -> Table:
-    """Decided votes ("skip" left out) with the features of the answers they are about.
-
-    The votes that follow from one rater's ranking weigh as much together as one vote (Ouyang et al. 2022, eq. 1).
-    """
+    """Decided votes ("skip" left out) with the features of the answers they are about."""
     pairs: dict[str, Pair] = {p.id: p for p in tools.store.pairs()}
-    size = Counter(p.ranking or p.id for p in pairs.values())
+    weight = vote_weights(pairs.values())
     index: dict[str, int] = {}
     features: list[Array] = []
     for ids, rows in table.values():
@@ -123,12 +120,21 @@ def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: 
             b=index[pairs[v.pair_id].sample_b],
             choice=v.choice,
             rater_id=v.rater_id,
-            weight=1 / size[pairs[v.pair_id].ranking or v.pair_id],
+            weight=weight[v.pair_id],
         )
         for v in sorted(votes, key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
         if v.choice in ("a", "b", "tie")
     ]
     return Table(np.stack(features), prompt, feedback)
+
+
+def vote_weights(pairs: Collection[Pair]) -> dict[str, float]:
+    """What a vote on each pair, by its id, weighs.
+
+    The votes that follow from one rater's ranking weigh as much together as one vote (Ouyang et al. 2022, eq. 1).
+    """
+    size = Counter(p.ranking or p.id for p in pairs)
+    return {p.id: 1 / size[p.ranking or p.id] for p in pairs}
 
 
 def gaps(reward: Reward, table: Table) -> Array:

@@ -7,13 +7,17 @@ import numpy as np
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
+from backflip.cycle.fit import vote_weights
 from backflip.cycle.tools import Outcome, Tools, policy_before
-from backflip.policies import ppo
-from backflip.policies.state import PolicyState, save_state
+from backflip.policies import ppo, rollout
+from backflip.policies.methods import METHODS
+from backflip.policies.state import PolicyState, fresh_state, save_state
 from backflip.rewards.model import RewardModel, load_reward
 
 WARM_UP = 96
 """Answers of the round on which the critic learns a refitted reward's scale before the first step."""
+WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
+"""How far a vote speaks for answer a."""
 
 
 def optimise(number: int, tools: Tools) -> Outcome:
@@ -31,7 +35,9 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     """Take the round's remaining steps and save the policy as `final`."""
     plan = tools.plan
     scorer = RewardModel(load_reward(tools.round_dir(number) / "reward"), tools.reader)
-    work = ppo.Tools(tools.engine, tools.reader, scorer, tools.split("train"))
+    method = METHODS[plan.optimise.by]
+    votes = preferences(number, tools) if method.votes else []
+    work = rollout.Tools(tools.engine, tools.reader, scorer, tools.split("train"), votes, policy_before(number))
     first = _steps_before(number, tools)
     last = first + plan.ppo.steps
     folder = tools.round_dir(number) / "checkpoints"
@@ -39,7 +45,7 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     tools.watcher.begin(f"round {number}: optimise", plan.ppo.steps)
     tools.watcher.advance(state.step - first)
     max_tokens = plan.sampling.max_tokens
-    for step in ppo.climb(state, work, plan.ppo, seed=plan.seed, max_tokens=max_tokens, until=last):
+    for step in method.climb(state, work, plan.ppo, plan.optimise, seed=plan.seed, max_tokens=max_tokens, until=last):
         figures = step.metrics | _true_utility(tools, step)
         tick = step.state.step - first
         rows = [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
@@ -57,28 +63,66 @@ def _steps_before(number: int, tools: Tools) -> int:
     return sum(max((m.tick for m in rows), default=0) for rows in taken)
 
 
-def _start(number: int, tools: Tools, work: ppo.Tools, folder: Path) -> PolicyState:
+def _start(number: int, tools: Tools, work: rollout.Tools, folder: Path) -> PolicyState:
     """The newest checkpoint of this round; else the last round's policy (or a fresh one) with a warmed-up critic."""
     plan, trunk = tools.plan, tools.loaded.trunk
     saved = newest_checkpoint(folder, trunk.device)
     if saved is not None:
         return saved
-    state = tools.policy(policy_before(number)) if number > 1 else ppo.fresh_state(trunk, plan.ppo, plan.seed)
+    state = tools.policy(policy_before(number)) if number > 1 else fresh_state(trunk, plan.ppo, plan.seed)
     state.optimiser.param_groups[0]["lr"] = plan.ppo.learning_rate  # the plan may have been edited between rounds
     state.critic_optimiser.param_groups[0]["lr"] = plan.ppo.critic_learning_rate
     tools.state = state
+    if METHODS[plan.optimise.by].critic:
+        _warm_up(number, tools, work, state)
+    save_checkpoint(state, folder)
+    return state
+
+
+def _warm_up(number: int, tools: Tools, work: rollout.Tools, state: PolicyState) -> None:
+    """Let the critic learn the refitted reward's scale from the round's answers."""
     rated = tools.store.samples(round=number, purpose="rate")
     samples = [s for s in rated if tools.prompts[s.prompt_id].split == "train"][:WARM_UP]
     if samples:
         tools.watcher.begin(f"round {number}: warm up the critic", 1)
         ppo.warm_up(
-            state, work, plan.ppo, [tools.prompts[s.prompt_id] for s in samples], load_answers(tools.root, samples)
+            state,
+            work,
+            tools.plan.ppo,
+            [tools.prompts[s.prompt_id] for s in samples],
+            load_answers(tools.root, samples),
         )
-    save_checkpoint(state, folder)
-    return state
 
 
-def _true_utility(tools: Tools, step: ppo.Step) -> dict[str, float]:
+def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
+    """The votes that the round's reward was fitted to, with the answers they are about; a tie is half a win.
+
+    Raises: RuntimeError before the round's fit.
+    """
+    mark = tools.store.watermark(number)
+    if mark is None:
+        raise RuntimeError("the round's votes are counted by its fit, which has not begun")
+    pairs = {p.id: p for p in tools.store.pairs()}
+    weight = vote_weights(pairs.values())
+    votes = [v for v in tools.store.votes(stream="fit", upto=mark) if v.choice in WINS]
+    votes.sort(key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
+    ids = sorted({i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)})
+    samples = tools.store.samples_by_id(ids)
+    answers = dict(zip(ids, load_answers(tools.root, [samples[i] for i in ids]), strict=True))
+    return [
+        rollout.Preference(
+            tools.prompts[pair.prompt_id],
+            answers[pair.sample_a],
+            answers[pair.sample_b],
+            WINS[v.choice],
+            weight[pair.id],
+        )
+        for v in votes
+        for pair in [pairs[v.pair_id]]
+    ]
+
+
+def _true_utility(tools: Tools, step: rollout.Step) -> dict[str, float]:
     """Means of the true utility and its attributes over the step's answers; only watched, never climbed."""
     if tools.utility is None:
         return {}

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
 from backflip.core.errors import ConfigError
-from backflip.policies.plan import PPO, SFT
+from backflip.policies.plan import COMPARING, PPO, SFT, Optimise
 from backflip.raters.personas import Crowd
 from backflip.rewards.plan import Fit
 from backflip.tasks import TASKS
@@ -139,6 +139,7 @@ class Plan:
     rate: Rate = Rate()
     raters: Crowd = field(default_factory=Crowd)
     fit: Fit = field(default_factory=Fit)
+    optimise: Optimise = field(default_factory=Optimise)
     ppo: PPO = field(default_factory=PPO)
     measure: Measure = Measure()
 
@@ -148,6 +149,10 @@ class Plan:
         require(self.seed >= 0, "seed", "a whole number of 0 or more")
         fits = self.database.startswith("postgresql://") and urlsplit(self.database).password is None
         require(not self.database or fits, "database", "empty, or postgresql://user@host/name without a password")
+        lonely = self.ppo.answers < 2 and self.optimise.by in COMPARING
+        require(
+            not lonely, "ppo.answers", f'a whole number of 2 or more: optimise.by = "{self.optimise.by}" compares them'
+        )
         require(len(set(self.trackers)) == len(self.trackers), "trackers", "a list that names each tracker once")
 
 

@@ -13,7 +13,7 @@ STEPS: dict[str, Callable[[int, Tools], Outcome]] = {
     "sample": sample,  # the policy answers prompts; pairs open and machine raters vote as answers arrive
     "rate": rate,  # every pair is judged, or the run pauses for people
     "fit": fit,  # votes up to a watermark become a reward
-    "optimise": optimise,  # PPO on a KL leash, one checkpoint a step
+    "optimise": optimise,  # PPO, or what the plan names, on a KL leash; one checkpoint a step
     "measure": measure,  # proxy, true utility and held-out votes against the untouched model
 }
 

@@ -127,18 +127,18 @@ def figures_of(root: Path) -> list[tuple[object, ...]]:
 
 
 def test_the_learning_rate_that_a_later_round_uses_is_the_edited_one(stopped_in_round_2, monkeypatch):
-    from backflip.policies import ppo
+    from backflip.policies.methods import METHODS
 
     used: list[float] = []
-    real = ppo.climb
+    real = METHODS["ppo"]
 
     def climb(state: Any, *rest: Any, **keys: Any) -> Any:
         used.append(state.optimiser.param_groups[0]["lr"])
-        return real(state, *rest, **keys)
+        return real.climb(state, *rest, **keys)
 
     root = stopped_in_round_2()
     edit(root, ppo={"learning_rate": 1e-3})
-    monkeypatch.setattr(ppo, "climb", climb)
+    monkeypatch.setitem(METHODS, "ppo", real._replace(climb=climb))
     run_rounds(root)
 
     assert used == [1e-3, 1e-3]
