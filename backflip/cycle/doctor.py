@@ -31,8 +31,11 @@ from backflip.models.chat import Chat, open_chat
 from backflip.models.load import load_model, pick_device
 from backflip.models.memory import available_bytes, peak_bytes, saved_bytes, used_bytes
 from backflip.policies import ppo
+from backflip.policies.methods import METHODS
+from backflip.policies.rollout import Preference
+from backflip.policies.rollout import Tools as ClimbTools
 from backflip.policies.sft import fresh_imitator, imitate
-from backflip.policies.state import PolicyState
+from backflip.policies.state import PolicyState, fresh_state
 from backflip.rewards.fit import Reward, fit_reward
 from backflip.rewards.model import RewardModel, emphasis, features_of, load_reward
 from backflip.sampling.engine import Engine
@@ -132,9 +135,11 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
             available_gb=_gb(room), work=None,
         )  # fmt: skip
     metrics = try_step(patient, tried, reward)
-    findings += [soundness.first_ratio(metrics, reader.trunk.dtype), memory]
+    if "val/ratio_first" in metrics:  # DPO and best-of-n have no ratio
+        findings.append(soundness.first_ratio(metrics, reader.trunk.dtype))
+    findings.append(memory)
     watcher.advance(1, "one step climbed")
-    work, pace = _work(patient, root), pace_of(patient, tried, metrics)
+    work, pace = _work(patient, root), pace_of(patient, tried)
     return Examination(
         findings=findings,
         seconds=seconds_by_step(work, pace),
@@ -157,7 +162,7 @@ def open_patient(plan: Plan, root: Path | None = None) -> Patient:
     check_prompts(prompts, chat, plan)
     trunk, sampling = loaded.trunk, plan.sampling
     reader = Reader(trunk, chat, micro=plan.ppo.micro, temperature=sampling.temperature)
-    state = ppo.fresh_state(trunk, plan.ppo, plan.seed)
+    state = fresh_state(trunk, plan.ppo, plan.seed)
     engine = Engine(
         lambda version: trunk if version == REFERENCE else trunk.merged(state.adapter),
         chat, batch=sampling.batch, temperature=sampling.temperature,
@@ -206,19 +211,37 @@ def try_fit(patient: Patient, tried: Tried) -> Reward:
 
 
 def try_step(patient: Patient, tried: Tried, reward: Reward) -> dict[str, float]:
-    """Warm up the critic and take one step as a climb does, at most `LARGEST_STEP` answers large; its metrics."""
-    plan = patient.plan
-    tools = ppo.Tools(patient.engine, patient.reader, RewardModel(reward, patient.reader), patient.train())
-    with patient.timed("warm"):
-        ppo.warm_up(patient.state, tools, plan.ppo, tried.asked, tried.answers)
-    config = replace(plan.ppo, prompts=min(plan.ppo.prompts, max(1, LARGEST_STEP // plan.ppo.answers)))
-    climb = ppo.climb(patient.state, tools, config, seed=plan.seed, max_tokens=plan.sampling.max_tokens, until=1)
+    """Warm up and take one step as a climb does, at most `LARGEST_STEP` answers large; its metrics."""
+    plan, method = patient.plan, METHODS[patient.plan.optimise.by]
+    scorer = RewardModel(reward, patient.reader)
+    votes = _longer_wins(tried) if method.votes else []
+    tools = ClimbTools(patient.engine, patient.reader, scorer, patient.train(), votes, REFERENCE)
+    if method.critic:
+        with patient.timed("warm"):
+            ppo.warm_up(patient.state, tools, plan.ppo, tried.asked, tried.answers)
+    config = replace(plan.ppo, prompts=_prompts_tried(plan.ppo))
+    rules = {"seed": plan.seed, "max_tokens": plan.sampling.max_tokens, "until": 1}
     with patient.timed("step"):
-        [step] = climb
+        [step] = method.climb(patient.state, tools, config, plan.optimise, **rules)
     patient.engine.load(patient.state.version)  # as the next step does, with the last copy still there
     if plan.sft.demonstrations:
         _try_imitation(patient)
-    return step.metrics | {"answers": float(len(step.answers))}
+    return step.metrics
+
+
+def _prompts_tried(config: ppo.PPO) -> int:
+    """Prompts of the one step that is tried."""
+    return min(config.prompts, max(1, LARGEST_STEP // config.answers))
+
+
+def _longer_wins(tried: Tried) -> list[Preference]:
+    """Made-up votes on the answers that were drawn, each prompt's first against its second."""
+    rows = zip(tried.asked, tried.answers, tried.answers[1:], strict=False)
+    return [
+        Preference(prompt, a, b, float(len(a.tokens) > len(b.tokens)))
+        for prompt, a, b in rows
+        if a.prompt_id == b.prompt_id
+    ]
 
 
 def _try_imitation(patient: Patient) -> None:
@@ -231,13 +254,13 @@ def _try_imitation(patient: Patient) -> None:
         next(imitate(state, reader, prompts, answers, config, seed=patient.plan.seed))
 
 
-def pace_of(patient: Patient, tried: Tried, metrics: dict[str, float]) -> Pace:
+def pace_of(patient: Patient, tried: Tried) -> Pace:
     """Seconds for each kind of work, from the pieces that were tried."""
-    s, count = patient.seconds, len(tried.answers)
-    whole = answers_a_step(patient.plan.ppo, len(patient.train()))
+    s, count, config = patient.seconds, len(tried.answers), patient.plan.ppo
+    whole, part = (min(n, len(patient.train())) for n in (config.prompts, _prompts_tried(config)))
     return Pace(
-        load_s=s["load"], draw_s=s["draw"] / count, read_s=s["read"] / count, warm_s=s["warm"] / count,
-        step_s=s["step"] * whole / metrics["answers"], vote_s=s["vote"], imitate_s=s.get("imitate", 0.0),
+        load_s=s["load"], draw_s=s["draw"] / count, read_s=s["read"] / count, warm_s=s.get("warm", 0.0) / count,
+        step_s=s["step"] * whole / part, vote_s=s["vote"], imitate_s=s.get("imitate", 0.0),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from backflip.cycle.optimise import WARM_UP
 from backflip.cycle.plan import Plan
 from backflip.cycle.sample import prompts_asked
+from backflip.policies.methods import METHODS
 from backflip.policies.plan import PPO
 from backflip.tasks import TASKS
 
@@ -57,7 +58,7 @@ def work_of(plan: Plan, prompts: Mapping[str, int], demonstrations: int = 0) -> 
     return Work(
         drawn=drawn,
         read=read,
-        warmed=plan.rounds * min(WARM_UP, asked["fit"] * plan.sampling.answers),
+        warmed=METHODS[plan.optimise.by].critic * plan.rounds * min(WARM_UP, asked["fit"] * plan.sampling.answers),
         steps=plan.rounds * plan.ppo.steps,
         votes=tuple(per_round * r for r in range(1, plan.rounds + 1)),
         imitated=plan.sft.epochs * -(-demonstrations // plan.sft.batch),

@@ -9,6 +9,7 @@ from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
 from backflip.cycle.fit import vote_weights
 from backflip.cycle.tools import Outcome, Tools, policy_before
+from backflip.measure.soundness import require_sound_start
 from backflip.policies import ppo, rollout
 from backflip.policies.methods import METHODS
 from backflip.policies.state import PolicyState, fresh_state, save_state
@@ -46,6 +47,8 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     tools.watcher.advance(state.step - first)
     max_tokens = plan.sampling.max_tokens
     for step in method.climb(state, work, plan.ppo, plan.optimise, seed=plan.seed, max_tokens=max_tokens, until=last):
+        if step.state.step == 1:
+            require_sound_start(step.metrics, tools.loaded.trunk.dtype)
         figures = step.metrics | _true_utility(tools, step)
         tick = step.state.step - first
         rows = [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Prompt
 from backflip.models.chat import Chat
 from backflip.policies.state import PolicyState
@@ -197,6 +198,24 @@ def first_ratio(metrics: Mapping[str, float], dtype: torch.dtype) -> Finding:
         cause="" if ok else "Training computes other log-probabilities than reading: dropout, or another batch shape.",
         cure="" if ok else 'Try model.dtype = "float32"; if it stays, tell the maintainers which model this is.',
     )  # fmt: skip
+
+
+def require_sound_start(metrics: Mapping[str, float], dtype: torch.dtype) -> None:
+    """Refuse to go on after a run's first step when it did not begin at the untouched model, or not at ratio 1.
+
+    Raises: BackflipError.
+    """
+    faults = []
+    if abs(metrics["objective/kl"]) > EXACT_NATS:
+        faults.append(f"its answers were already {metrics['objective/kl']:.2g} nats from the untouched model's")
+    if "val/ratio_first" in metrics and first_ratio(metrics, dtype).level == "fault":
+        faults.append(f"the first minibatch's mean probability ratio was {metrics['val/ratio_first']:.4f}, not 1")
+    if faults:
+        raise BackflipError(
+            f"The first step of the climb is not sound: {' and '.join(faults)}.\n"
+            "Training computes other log-probabilities than reading does: dropout, or a fault of this model's code.\n"
+            "See which check fails with: backflip doctor. Nothing that was voted is lost."
+        )
 
 
 def reward_scale(reward: Reward, reference: Array) -> Finding:

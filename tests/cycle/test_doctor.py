@@ -16,7 +16,8 @@ from backflip.cycle.forecast import Pace, Work, seconds_by_step, work_of
 from backflip.cycle.plan import Measure, Rate, Sampling
 from backflip.cycle.run import run_rounds
 from backflip.models.memory import available_bytes, peak_bytes, saved_bytes, used_bytes
-from backflip.policies.plan import SFT
+from backflip.policies.methods import METHODS
+from backflip.policies.plan import SFT, Optimise
 from backflip.rewards.fit import Reward
 from backflip.rewards.model import save_reward
 from backflip.sampling.engine import Engine
@@ -109,10 +110,22 @@ def test_a_large_step_is_tried_small_and_told_in_proportion(tiny_model, tmp_path
     tried = doctor.try_sampling(patient)
     reward = doctor.try_fit(patient, tried)
     monkeypatch.setattr(doctor, "LARGEST_STEP", 8)
-    metrics = doctor.try_step(patient, tried, reward)
+    doctor.try_step(patient, tried, reward)
 
-    assert metrics["answers"] == 8  # of 16
-    assert doctor.pace_of(patient, tried, metrics).step_s == pytest.approx(2 * patient.seconds["step"])
+    assert doctor._prompts_tried(plan.ppo) == 2  # of 4, with 4 answers each
+    assert doctor.pace_of(patient, tried).step_s == pytest.approx(2 * patient.seconds["step"])
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_every_optimiser_is_tried(tiny_model, tmp_path, by):
+    plan = plan_of(
+        tiny_model, save_prompts(tmp_path / "prompts.jsonl", all_prompts()), optimise=Optimise(by=by, beta=0.1)
+    )
+    seen = doctor.examine(plan)
+
+    assert seen.sound, [f for f in seen.findings if f.level == "fault"]
+    assert ("first ratio" in {f.name for f in seen.findings}) == (by not in ("dpo", "online_dpo", "best_of_n"))
+    assert seen.seconds["optimise"] > 0
 
 
 def test_memory_is_told_before_it_runs_out(tiny_model, tmp_path, monkeypatch):

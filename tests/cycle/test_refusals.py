@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import SafetensorError
 from tiny_run import all_prompts, new_run, plan_of, save_model, save_prompts
 
@@ -23,6 +24,7 @@ from backflip.cycle.plan import Rate, TaskPlan, plan_toml, read_plan
 from backflip.cycle.round import run_round
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent, Tools
+from backflip.models.llama import Llama
 from backflip.raters.personas import Crowd, Persona
 from backflip.store import Store, open_store
 
@@ -239,3 +241,18 @@ def test_a_plan_survives_its_file(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(plan_toml(plan), encoding="utf-8")
 
     assert read_plan(tmp_path / "plan.toml") == plan
+
+
+def test_a_run_with_dropout_in_training_stops_at_its_first_step(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Llama._feed
+
+    def dropping(self: Llama, *args: object) -> torch.Tensor:
+        out = feed(self, *args)  # type: ignore[arg-type]
+        return torch.nn.functional.dropout(out, 0.1) if torch.is_grad_enabled() else out
+
+    monkeypatch.setattr(Llama, "_feed", dropping)
+    root = new_run(tmp_path / "run", tiny_model)
+    with pytest.raises(BackflipError, match="The first step of the climb is not sound"):
+        run_rounds(root)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_run import Bench, requests, save_model
 
+from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Prompt
 from backflip.measure import soundness
 from backflip.models.chat import Chat
@@ -254,6 +255,23 @@ def test_dropout_in_training_is_a_fault(bench):
 
     assert found.level == "fault"
     assert abs(found.figures["ratio"] - 1) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"objective/kl": 0.02}, "its answers were already 0.02 nats from the untouched model's."),
+        ({"val/ratio_first": 1.02}, "the first minibatch's mean probability ratio was 1.0200, not 1."),
+    ],
+)
+def test_a_run_whose_first_step_is_not_sound_stops(figures, said):
+    sound = {"objective/kl": 0.0, "val/ratio_first": 1.0}
+    soundness.require_sound_start(sound, torch.float32)
+    soundness.require_sound_start({"objective/kl": 0.0}, torch.float32)  # best of n has no ratio
+
+    with pytest.raises(BackflipError) as error:
+        soundness.require_sound_start(sound | figures, torch.float32)
+    assert str(error.value).splitlines()[0] == f"The first step of the climb is not sound: {said}"
 
 
 # --- reward scale -------------------------------------------------------------------------------------------------
