@@ -55,7 +55,7 @@ def _lines(gone: "Forgotten", *, rewritten: object) -> list[str]:
         out += [
             f"still made with these votes: the reward of {rounds}, and every policy trained on it",
             "to be rid of their influence, take the votes that are left into a new run and fit again:",
-            "  backflip export votes, then backflip import, then backflip run",
+            "  backflip export data, then backflip import, then backflip run",
         ]
     if gone.measured:
         out.append(f"still counting these votes: the win rate among people and accuracy in {_rounds(gone.measured)}")
