@@ -2,7 +2,7 @@
 
 import sys
 
-from backflip.cli.main import main
+from backflip.cli.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,14 +18,11 @@ def init(
     """Write a plan with every setting at its default, each explained in a comment."""
     if plan.exists():
         raise ConfigError(f"{plan} exists and is left as it is.\nGive another name: backflip init other.toml")
+    from backflip.core.new_file import write_new
     from backflip.cycle.plan import plan_for
     from backflip.cycle.plan_docs import commented_plan
 
     text = commented_plan(str(plan), plan_for(task))
 
-    try:
-        with plan.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise ConfigError(f"{plan} cannot be written: {e.strerror}.\nGive a path in a folder that exists.") from None
+    write_new(plan, text)
     typer.echo(f"{plan} is written: change what you like, then start it with: backflip run {plan}")

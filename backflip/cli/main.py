@@ -20,9 +20,11 @@ from backflip.cli.import_ import import_
 from backflip.cli.init import init
 from backflip.cli.report import report
 from backflip.cli.run import run
+from backflip.cli.start import STOP, STOPPED
 from backflip.cli.status import status
 from backflip.cli.terminal import Stopped, err
 from backflip.core.errors import BackflipError, Paused
+from backflip.core.memory import memory_told
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -63,16 +65,20 @@ def main() -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(prog_name="backflip")
+        with memory_told("the command worked"):
+            app(prog_name="backflip")
     except (Paused, Stopped) as e:
         err(str(e))
         return e.exit_code
     except BackflipError as e:
+        if STOP.number is not None:  # the interrupt fell into a library that made another error of it
+            err(STOPPED)
+            return INTERRUPTED
         err(f"backflip: {e}")
         return e.exit_code
     except SystemExit as e:
         if e.code == INTERRUPTED:
-            err("stopped")
+            err(STOPPED)
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     return 0
 

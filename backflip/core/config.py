@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from backflip.core.errors import ConfigError
+from backflip.core.errors import ConfigError, UnknownKeyError
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist.\nWrite a commented plan with: backflip init {path}") from None
     except OSError as e:
         raise ConfigError(f"{path} cannot be read: {e.strerror}.\nGive the path of a plan file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # no TOML, no UTF-8, a number or a nesting beyond all measure
         raise ConfigError(f"{path} is not valid TOML: {e}.\nStrings need quotes; each key stands once.") from None
 
 
@@ -56,7 +56,7 @@ def build(cls: type[T], values: Mapping[str, Any], source: str, prefix: str = ""
     known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{source}: unknown key {prefix}{key}.\n{_suggest(key, list(known), prefix)}")
+            raise UnknownKeyError(f"{source}: unknown key {prefix}{key}.\n{_suggest(key, list(known), prefix)}")
     got: dict[str, Any] = {}
     for name, f in known.items():
         if name in values:

@@ -23,6 +23,10 @@ class ConfigError(BackflipError):
     """A plan, prompt file or option that does not fit; names file, key, value and what fits."""
 
 
+class UnknownKeyError(ConfigError):
+    """A plan with a key that this version does not know."""
+
+
 class DataError(BackflipError):
     """Input that cannot be used (empty, malformed, too long)."""
 

@@ -4,23 +4,39 @@ A run folder holds run.db, plan.toml, report.html, and per round `rounds/r1/`: s
 the reward, checkpoints of the climb and the finished policy. `baselines/` holds the baselines' answers.
 """
 
-import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from backflip.core.errors import BackflipError
+from backflip.core.disk import disk_told
+from backflip.core.errors import DataError
 from backflip.core.records import Answer, Sample
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-"""What the system says when a disk cannot take a file. (safetensors says it in a SafetensorError.)"""
+UNREADABLE = (OSError, SafetensorError, BadZipFile, EOFError, ValueError, KeyError, IndexError, TypeError)
+"""What reading a file of a run raises when it is missing, cut short or overwritten."""
+
+
+@contextmanager
+def readable(path: Path, cure: str) -> Iterator[None]:
+    """Read what only a copy of the run could bring back. Raises: DataError when `path` is missing or damaged."""
+    try:
+        yield
+    except UNREADABLE as e:
+        why = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
+        raise DataError(
+            f"{path} {f'cannot be read: {why}' if path.exists() else 'is missing'}.\n"
+            "It is a part of the run that was deleted or damaged, or a copy of the folder broke off.\n"
+            f"Put it back from another copy of the run. {cure}"
+        ) from e
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -28,31 +44,20 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises: BackflipError when the disk is full or cannot be written; what was at `path` is untouched then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    remove(part)
-    try:
-        write(part)
-        for file in [part, *(part.rglob("*") if part.is_dir() else ())]:
-            flush(file)
-        if path.is_dir():
-            shutil.rmtree(path)
-        part.replace(path)
-        flush(path.parent)
-    except (OSError, SafetensorError) as e:
-        if isinstance(e, OSError) and e.errno not in NO_ROOM:
-            raise
-        raise disk_error(path, e) from e
-    finally:
+    with disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         remove(part)
-
-
-def disk_error(path: Path, cause: Exception) -> BackflipError:
-    """The message for a disk that cannot take `path`."""
-    return BackflipError(
-        f"{path} could not be saved: {cause}.\nThe disk is full or not writable; what was saved before is intact.\n"
-        "Free some space, then start again with the same command: it carries on."
-    )
+        try:
+            write(part)
+            for file in [part, *(part.rglob("*") if part.is_dir() else ())]:
+                flush(file)
+            if path.is_dir():
+                shutil.rmtree(path)
+            part.replace(path)
+            flush(path.parent)
+        finally:
+            remove(part)
 
 
 def remove(path: Path) -> None:
@@ -83,28 +88,27 @@ def save_answers(path: Path, answers: Sequence[Answer]) -> None:
 
 
 def load_answers(root: Path, samples: Sequence[Sample]) -> list[Answer]:
-    """The answers behind stored samples, in their order; `root` is the run folder."""
+    """The answers behind stored samples, in their order; `root` is the run folder.
+
+    Raises: DataError when a file of answers is missing or damaged.
+    """
     files: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
-    for name in {s.artefact for s in samples}:
-        arrays = load_file(root / name)
-        cuts = np.cumsum(arrays["lengths"])[:-1]
-        tokens = np.split(arrays["tokens"].astype(np.int64), cuts)
-        files[name] = list(zip(tokens, np.split(arrays["logp"], cuts), strict=True))
-    out = []
-    for s in samples:
-        tokens_of, logp = files[s.artefact][s.row]
-        out.append(
-            Answer(
-                prompt_id=s.prompt_id,
-                index=s.index,
-                policy=s.policy,
-                tokens=tokens_of,
-                logp=logp,
-                ended=s.ended,
-                text=s.text,
-            )
-        )
-    return out
+    for name in sorted({s.artefact for s in samples}):
+        with readable(root / name, "The answers' texts are in the run's database: `backflip export data` works."):
+            arrays = load_file(root / name)
+            cuts = np.cumsum(arrays["lengths"])[:-1]
+            tokens = np.split(arrays["tokens"].astype(np.int64), cuts)
+            files[name] = list(zip(tokens, np.split(arrays["logp"], cuts), strict=True))
+            if len(files[name]) <= max(s.row for s in samples if s.artefact == name):
+                raise ValueError("it holds fewer answers than the run has drawn")
+    return [_answer(s, *files[s.artefact][s.row]) for s in samples]
+
+
+def _answer(sample: Sample, tokens: NDArray[np.int64], logp: NDArray[np.float32]) -> Answer:
+    return Answer(
+        prompt_id=sample.prompt_id, index=sample.index, policy=sample.policy, tokens=tokens, logp=logp,
+        ended=sample.ended, text=sample.text,
+    )  # fmt: skip
 
 
 def samples_of(answers: Sequence[Answer], *, round: int, purpose: str, artefact: str) -> list[Sample]:
@@ -128,3 +132,12 @@ def save_array(path: Path, name: str, array: NDArray[np.float64]) -> None:
 def load_array(path: Path, name: str) -> NDArray[np.float64]:
     """The array `save_array` wrote."""
     return np.asarray(load_file(path)[name])
+
+
+def kept(path: Path, read: Callable[[], NDArray[np.float64]], rows: int) -> NDArray[np.float64] | None:
+    """What `read` reads from `path`; None when that is missing, damaged or has not so many rows: compute it anew."""
+    try:
+        array = read()
+    except UNREADABLE:
+        return None
+    return array if len(array) == rows else None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from backflip.core.protocols import Utility
 from backflip.core.records import Prompt, Purpose
 from backflip.core.rng import seed_of
-from backflip.cycle.artefacts import write_whole
+from backflip.cycle.artefacts import kept, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Tools
 from backflip.measure.compare import Side
@@ -38,9 +39,10 @@ def against_baselines(
     seed, count = tools.plan.seed, reference.utility.shape[1]
     for baseline in TASKS[tools.plan.task.name].baselines:
         path = answers_path(tools.root, split, baseline)
-        if not path.exists():
+        theirs = kept(path, partial(baseline_utility, path, tools.utility, prompts), len(prompts))
+        if theirs is None:
             _answer(tools, path, baseline, prompts, count)
-        theirs = baseline_utility(path, tools.utility, prompts)
+            theirs = baseline_utility(path, tools.utility, prompts)
         start = f"{split}/against/{baseline.name}"
         out[f"{start}/win_rate"] = win_rate(policy.utility, theirs, seed)
         out[f"{start}/win_rate_reference"] = win_rate(reference.utility, theirs, seed)
@@ -70,7 +72,7 @@ def plain(chat: Chat) -> Chat:
 def _answer(tools: Tools, path: Path, baseline: Baseline, prompts: Sequence[Prompt], count: int) -> None:
     """Let the untouched model go on with each prompt's text `count` times, and keep what the baseline makes of it."""
     sampling = tools.plan.sampling
-    engine = Engine(tools.trunk_of, plain(tools.chat), batch=sampling.batch, temperature=sampling.temperature)
+    engine = Engine(tools.trunk_of, plain(tools.chat), batch=tools.engine.portion, temperature=sampling.temperature)
     engine.load(REFERENCE)
     framed = [replace(p, text=baseline.text(p)) for p in prompts]
     tools.watcher.begin(f"baseline {baseline.name}: {prompts[0].split} prompts", len(prompts))

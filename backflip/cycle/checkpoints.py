@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from backflip.cycle.artefacts import remove, write_whole
+from backflip.cycle.artefacts import UNREADABLE, readable, remove, write_whole
 from backflip.policies.state import PolicyState, load_state, save_state
 
 KEPT = 2
@@ -19,6 +19,19 @@ def save_checkpoint(state: PolicyState, folder: Path) -> None:
 
 
 def newest_checkpoint(folder: Path, device: torch.device) -> PolicyState | None:
-    """The state after the last step that was saved in `folder`; None when there is none."""
-    steps = sorted(folder.glob("step-?????"))
-    return load_state(steps[-1], device) if steps else None
+    """The state after the last step that was saved in `folder`; None when there is none.
+
+    A damaged checkpoint is dropped: the steps after the one before it are taken again.
+    """
+    for step in sorted(folder.glob("step-?????"), reverse=True):
+        try:
+            return load_state(step, device)
+        except UNREADABLE:
+            remove(step)
+    return None
+
+
+def load_policy_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:
+    """The policy that a finished round left in `folder`. Raises: DataError when it is missing or damaged."""
+    with readable(folder, "Without it, `backflip report` and `backflip chat --base` still work."):
+        return load_state(folder, device)

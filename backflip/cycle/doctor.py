@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Feedback, Prompt
 from backflip.core.rng import generator
-from backflip.cycle.artefacts import load_array
+from backflip.cycle.artefacts import UNREADABLE, load_array
 from backflip.cycle.folder import REFERENCE, SFT_FOLDER
 from backflip.cycle.forecast import Pace, Work, answers_a_step, seconds_by_step, work_of
 from backflip.cycle.imitate import load_demonstrations
@@ -323,7 +322,7 @@ def _scales(root: Path | None) -> list[Finding]:
         return out
     features = load_array(reference, "features")
     for folder in sorted((root / "rounds").glob("r*/reward")):
-        with suppress(BackflipError):  # a broken reward is told by the step that needs it
+        with suppress(*UNREADABLE):  # a broken reward is fitted anew by the step that needs it
             found = soundness.reward_scale(load_reward(folder), features)
             out.append(replace(found, name=f"reward scale, {folder.parent.name}"))
     return out

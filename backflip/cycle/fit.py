@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, Vote
-from backflip.cycle.artefacts import load_answers, load_array, save_array, write_whole
+from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
 from backflip.rewards.fit import Reward, fit_reward, require_preference
-from backflip.rewards.model import emphasis, features_of, save_reward
+from backflip.rewards.model import emphasis, features_of, load_reward, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
 from backflip.stats.bootstrap import Interval
@@ -40,16 +41,10 @@ def fit(number: int, tools: Tools) -> Outcome:
     with store.begin() as tx:
         mark = tx.set_watermark(number)
     tools.watcher.begin(f"round {number}: fit the reward", number + 1)
-    table = {0: features_of_imports(tools)} | {r: features_of_round(tools, r) for r in range(1, number + 1)}
+    table = _features(number, tools)
     tools.watcher.advance(number, f"{len(store.votes(upto=mark))} votes")
     seen = votes_table(tools, table, store.votes(stream="fit", upto=mark))
-    reference = table[1][1]
-    reward = fit_reward(
-        seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit,
-        seed=tools.plan.seed, emphasis=emphasis(reference.shape[1])
-    )  # fmt: skip
-    path = tools.round_dir(number) / "reward"
-    write_whole(path, lambda part: save_reward(reward, part))
+    reward, path = _fit(number, tools, table, seen)
     tools.watcher.advance()
     held_out = votes_table(tools, table, store.votes(stream="random", upto=mark))
     metrics = [
@@ -70,13 +65,39 @@ def fit(number: int, tools: Tools) -> Outcome:
     return Outcome(metrics, [version])
 
 
+def _fit(number: int, tools: Tools, table: dict[int, tuple[list[str], Array]], seen: Table) -> tuple[Reward, Path]:
+    """Fit the round's reward and save it; returns it and where it lies."""
+    reference = table[1][1]
+    reward = fit_reward(
+        seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit,
+        seed=tools.plan.seed, emphasis=emphasis(reference.shape[1])
+    )  # fmt: skip
+    path = tools.round_dir(number) / "reward"
+    write_whole(path, lambda part: save_reward(reward, part))
+    return reward, path
+
+
+def reward_of_round(number: int, tools: Tools) -> Reward:
+    """The reward that round `number` fitted; fitted anew on the same votes when its file is missing or damaged."""
+    try:
+        return load_reward(tools.round_dir(number) / "reward")
+    except UNREADABLE:
+        tools.watcher.say(f"round {number}: its reward is missing or damaged, and is fitted anew on the same votes")
+    table = _features(number, tools)
+    votes = tools.store.votes(stream="fit", upto=tools.store.watermark(number))
+    return _fit(number, tools, table, votes_table(tools, table, votes))[0]
+
+
+def _features(number: int, tools: Tools) -> dict[int, tuple[list[str], Array]]:
+    """(sample ids, features) of imported answers, under 0, and of those of every round up to `number`."""
+    return {0: features_of_imports(tools)} | {r: features_of_round(tools, r) for r in range(1, number + 1)}
+
+
 def features_of_round(tools: Tools, number: int) -> tuple[list[str], Array]:
     """(sample ids, features (B, F)) of the answers a round sampled for rating; computed once, then read back."""
     samples = tools.store.samples(round=number, purpose="rate")
     path = tools.round_dir(number) / "features-rate.safetensors"
-    if not path.exists():
-        save_array(path, "features", compute_features(tools, samples))
-    return [s.id for s in samples], load_array(path, "features")
+    return [s.id for s in samples], _kept_features(tools, path, samples)
 
 
 def features_of_imports(tools: Tools) -> tuple[list[str], Array]:
@@ -88,11 +109,18 @@ def features_of_imports(tools: Tools) -> tuple[list[str], Array]:
     rows: list[Array] = []
     for name, samples in artefacts.items():
         path = (tools.root / name).with_name("features.safetensors")
-        if not path.exists():
-            save_array(path, "features", compute_features(tools, samples))
         ids += [s.id for s in samples]
-        rows += list(load_array(path, "features"))
+        rows += list(_kept_features(tools, path, samples))
     return ids, np.array(rows)
+
+
+def _kept_features(tools: Tools, path: Path, samples: Sequence[Sample]) -> Array:
+    """Features of samples as they lie in `path`, computed when they do not, or are damaged."""
+    found = kept(path, lambda: load_array(path, "features"), len(samples))
+    if found is None:
+        save_array(path, "features", compute_features(tools, samples))
+        found = load_array(path, "features")
+    return found
 
 
 def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:

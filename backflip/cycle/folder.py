@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from backflip.core.errors import BusyError, ConfigError
+from backflip.core.disk import disk_told
+from backflip.core.errors import BusyError, ConfigError, DataError
 from backflip.cycle.artefacts import write_whole
 from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.store import Store, open_store
@@ -57,12 +58,13 @@ def start_run(root: Path, plan: Plan) -> None:
 def only_process(root: Path) -> Iterator[None]:
     """Hold the run's lock; the system lets it go when the process ends, however it ends.
 
-    Raises: BusyError naming the process that holds it.
+    Raises: BusyError naming the process that holds it; BackflipError when the folder cannot be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(root / LOCK), root / OWNER
     try:
-        lock.acquire(timeout=0)
+        with disk_told(root / LOCK, "Make the folder writable or free some space, or copy the run elsewhere."):
+            root.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text().strip() if owner.exists() else "unknown"
         raise BusyError(
@@ -71,22 +73,33 @@ def only_process(root: Path) -> Iterator[None]:
             "Wait for it, stop it, or start another run with --dir."
         ) from None
     try:
-        owner.write_text(str(os.getpid()))
+        with disk_told(owner):
+            owner.write_text(str(os.getpid()))
         yield
     finally:
         lock.release()
 
 
 def has_begun(root: Path, plan: Plan) -> bool:
-    """Whether the run in `root` has a store to look into."""
-    return (root / (NAME if plan.database else DATABASE)).exists()
+    """Whether the run in `root` has a store to look into. Raises: DataError when it had one that is gone."""
+    there = (root / (NAME if plan.database else DATABASE)).exists()
+    made = (p for pattern in ("rounds/*/*", "imports/*") for p in root.glob(pattern) if p.suffix != ".part")
+    if not there and not plan.database and any(made):
+        raise DataError(
+            f"{root / DATABASE} is missing, and the run in {root} has begun.\n"
+            "It was deleted, or left behind when the folder was copied; the votes and figures lie in it.\n"
+            "Put it back from another copy of the run, or start a new run with --dir."
+        )
+    return there
 
 
 def run_store(root: Path, plan: Plan) -> Store:
     """The store of the run in `root`, made if it is not there yet.
 
-    Raises: ConfigError when the plan's database cannot be used or holds another run; BusyError.
+    Raises: ConfigError when the plan's database cannot be used or holds another run; DataError when the run's own is
+    gone; BusyError.
     """
+    has_begun(root, plan)  # a second store beside the files of a first would mix two runs
     if not plan.database:
         return open_store(root / DATABASE)
     store = open_store(plan.database)

@@ -11,6 +11,7 @@ from backflip.cycle.artefacts import remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
 from backflip.cycle.folder import BASE, PLAN, SFT_FOLDER
 from backflip.cycle.measure import answered
+from backflip.cycle.paths import here
 from backflip.cycle.tools import Tools
 from backflip.data.records import Demonstration
 from backflip.data.table import read_table
@@ -19,6 +20,7 @@ from backflip.models.chat import Chat
 from backflip.models.save import model_card, save_merged
 from backflip.policies.sft import fresh_imitator, imitate, nats_per_token, steps_of
 from backflip.policies.state import PolicyState
+from backflip.sampling.portion import Portion
 from backflip.sampling.score import Reader
 
 STEP = "sft"
@@ -52,11 +54,12 @@ def _save(tools: Tools, adapter: Adapter, folder: Path) -> None:
 def _train(tools: Tools) -> PolicyState:
     """The state after the last step, from the newest checkpoint."""
     plan, config = tools.plan, tools.plan.sft
-    prompts, answers = load_demonstrations(config.demonstrations, tools.chat)
+    prompts, answers = load_demonstrations(here(tools.root, tools.store, plan).sft.demonstrations, tools.chat)
     order = generator(plan.seed, "held-out demonstrations").permutation(len(answers))
     out = np.sort(order[: round(config.held_out * len(answers))])
     kept = np.sort(order[len(out) :])
-    reader = Reader(tools.loaded.trunk, tools.chat, micro=config.micro)
+    micro = Portion(config.micro, "sft.micro", tools.watcher.say)
+    reader = Reader(tools.loaded.trunk, tools.chat, micro=micro)
     state = newest_checkpoint(_checkpoints(tools), tools.loaded.trunk.device)
     if state is None:
         state = fresh_imitator(tools.loaded.trunk, config, plan.seed)

@@ -15,6 +15,7 @@ from backflip.core.records import Answer, Pair, Prompt, Rater, Sample, Split, Vo
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import save_answers
 from backflip.cycle.folder import PLAN, RunPath, find_run, only_process, run_store
+from backflip.cycle.paths import here
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.tools import own_prompts
 from backflip.data.records import Messages, Preference, Thumb
@@ -122,6 +123,7 @@ def import_preferences(
     """
     plan = read_plan(root / PLAN)
     with only_process(root), run_store(root, plan) as store:
+        plan = here(root, store, plan)
         chat = open_chat(load_model(plan.model.name))
         once = judgements(preferences)
         out = Imported(known=once.repeated, left_out=list(once.against))

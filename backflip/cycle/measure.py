@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from backflip.core.protocols import Utility
 from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
-from backflip.cycle.artefacts import load_answers, samples_of, save_answers, write_whole
+from backflip.cycle.artefacts import UNREADABLE, load_answers, samples_of, save_answers, write_whole
 from backflip.cycle.baselines import against_baselines
+from backflip.cycle.fit import reward_of_round
 from backflip.cycle.folder import BASE, REFERENCE
 from backflip.cycle.sample import ask_machines
 from backflip.cycle.tools import Outcome, Tools
 from backflip.measure.compare import Side, compare
 from backflip.raters.pairs import reference_pairs
 from backflip.rewards.fit import Reward
-from backflip.rewards.model import features_of, load_reward
+from backflip.rewards.model import features_of
 from backflip.sampling.score import middle_layer
 from backflip.stats.bootstrap import Interval, bootstrap_mean
 
@@ -28,7 +29,7 @@ Array = NDArray[np.float64]
 def measure(number: int, tools: Tools) -> Outcome:
     """Monitor prompts after every round, final prompts after the last; people's held-out pairs are opened here."""
     plan = tools.plan
-    reward = load_reward(tools.round_dir(number) / "reward")
+    reward = reward_of_round(number, tools)
     policy = f"policy-r{number}"
     metrics: list[Metric] = []
     splits: list[Purpose] = ["monitor", "final"] if number == plan.rounds else ["monitor"]
@@ -81,17 +82,21 @@ def answered(number: int, tools: Tools, split: Purpose, version: str) -> list[Sa
 def _read(tools: Tools, samples: Sequence[Sample]) -> dict[str, Array]:
     """Features (B, F), logp_ref and kl (B,) of stored answers; computed once, kept beside their artefact."""
     path = readings_path(tools.root, samples)
-    if not path.exists():
-        layer = middle_layer(tools.loaded.trunk.layers)
-        prompts, answers = [tools.prompts[s.prompt_id] for s in samples], load_answers(tools.root, samples)
-        reference = tools.reader.read(prompts, answers, layers=(layer,))
-        logp_ref = (reference.logp * reference.mask).sum(1).double().cpu().numpy()
-        kl = np.zeros(len(samples))
-        if samples[0].policy not in (REFERENCE, BASE):
-            policy = tools.reader.read(prompts, answers, tools.policy(samples[0].policy).adapter)
-            kl = (policy.logp - reference.logp).mul(reference.mask).sum(1).double().cpu().numpy()
-        arrays = {"features": features_of(reference, tools.chat, prompts, answers), "logp_ref": logp_ref, "kl": kl}
-        write_whole(path, lambda part: _save_npz(part, arrays))
+    try:
+        if len((found := load_readings(path))["features"]) == len(samples):
+            return found
+    except UNREADABLE:  # not there yet, or damaged since
+        pass
+    layer = middle_layer(tools.loaded.trunk.layers)
+    prompts, answers = [tools.prompts[s.prompt_id] for s in samples], load_answers(tools.root, samples)
+    reference = tools.reader.read(prompts, answers, layers=(layer,))
+    logp_ref = (reference.logp * reference.mask).sum(1).double().cpu().numpy()
+    kl = np.zeros(len(samples))
+    if samples[0].policy not in (REFERENCE, BASE):
+        policy = tools.reader.read(prompts, answers, tools.policy(samples[0].policy).adapter)
+        kl = (policy.logp - reference.logp).mul(reference.mask).sum(1).double().cpu().numpy()
+    arrays = {"features": features_of(reference, tools.chat, prompts, answers), "logp_ref": logp_ref, "kl": kl}
+    write_whole(path, lambda part: _save_npz(part, arrays))
     return load_readings(path)
 
 
@@ -102,7 +107,7 @@ def readings_path(root: Path, samples: Sequence[Sample]) -> Path:
 
 def load_readings(path: Path) -> dict[str, Array]:
     """Features (B, F), logp_ref and kl (B,) of an artefact's answers, in its row order."""
-    with np.load(path) as file:
+    with path.open("rb") as raw, np.load(raw) as file:
         return {name: file[name] for name in file.files}
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
-from backflip.cycle.fit import vote_weights
+from backflip.cycle.fit import reward_of_round, vote_weights
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.measure.soundness import require_sound_start
 from backflip.policies import ppo, rollout
 from backflip.policies.methods import METHODS
 from backflip.policies.state import PolicyState, fresh_state, save_state
-from backflip.rewards.model import RewardModel, load_reward
+from backflip.rewards.model import RewardModel
 
 WARM_UP = 96
 """Answers of the round on which the critic learns a refitted reward's scale before the first step."""
@@ -35,7 +35,7 @@ def optimise(number: int, tools: Tools) -> Outcome:
 def _climb(number: int, tools: Tools, final: Path) -> None:
     """Take the round's remaining steps and save the policy as `final`."""
     plan = tools.plan
-    scorer = RewardModel(load_reward(tools.round_dir(number) / "reward"), tools.reader)
+    scorer = RewardModel(reward_of_round(number, tools), tools.reader)
     method = METHODS[plan.optimise.by]
     votes = preferences(number, tools) if method.votes else []
     work = rollout.Tools(tools.engine, tools.reader, scorer, tools.split("train"), votes, policy_before(number))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
-from backflip.core.errors import ConfigError
+from backflip.core.errors import ConfigError, UnknownKeyError
 from backflip.policies.plan import COMPARING, PPO, SFT, Optimise
 from backflip.raters.personas import Crowd
 from backflip.rewards.plan import Fit
@@ -196,7 +196,17 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
 
     Raises: ConfigError naming file, key, value and what fits.
     """
-    return build(Plan, read_toml(Path(path)), os.fspath(path))
+    file = Path(path)
+    try:
+        return build(Plan, read_toml(file), os.fspath(path))
+    except UnknownKeyError as e:
+        if not any((folder / "run.lock").exists() for folder in file.absolute().parents[:2]):
+            raise
+        fact, _, hint = str(e).partition("\n")
+        raise UnknownKeyError(
+            f"{fact}\nIt was written by a newer Backflip, or edited. {hint}\n"
+            "Upgrade with: pip install -U backflip, or take the key out."
+        ) from None
 
 
 def plan_toml(plan: Plan, *, docs: Mapping[tuple[type, str], str] | None = None) -> str:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from backflip.core.disk import disk_told
 from backflip.core.errors import ConfigError
 from backflip.cycle.artefacts import write_whole
 from backflip.cycle.folder import BASE, PLAN, PUBLISHED, REFERENCE
@@ -138,8 +139,9 @@ def _set_aside(root: Path, last: int) -> None:
     for name in PUBLISHED:
         if (folder := root / "models" / name).exists():
             there = root / "models" / f"r{last}" / name
-            there.parent.mkdir(exist_ok=True)
-            folder.rename(there)
+            with disk_told(there):
+                there.parent.mkdir(exist_ok=True)
+                folder.rename(there)
 
 
 def _flat(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -207,7 +209,8 @@ def _kept(root: Path) -> list[int]:
 
 def _in_force(root: Path, number: int) -> Plan:
     """The plan for round `number`: the newest kept one that is not for later rounds."""
-    return read_plan(_file(root, max(n for n in _kept(root) if n <= number)))
+    kept = [n for n in _kept(root) if n <= number]
+    return read_plan(_file(root, max(kept)) if kept else root / PLAN)
 
 
 def _keep(file: Path, plan: Plan, begun: int = 0, changes: Mapping[str, tuple[str, str]] | None = None) -> None:

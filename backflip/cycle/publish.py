@@ -5,6 +5,8 @@ from typing import Literal
 
 from backflip.core.errors import ConfigError
 from backflip.cycle.artefacts import write_whole
+from backflip.cycle.checkpoints import load_policy_state
+from backflip.cycle.fit import reward_of_round
 from backflip.cycle.folder import PLAN, RunPath, find_run, run_store
 from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import saved_version
@@ -13,8 +15,7 @@ from backflip.models.chat import open_chat
 from backflip.models.gguf_write import write_gguf
 from backflip.models.load import load_model
 from backflip.models.save import save_adapter, save_merged
-from backflip.policies.state import load_state
-from backflip.rewards.model import RewardModel, load_reward
+from backflip.rewards.model import RewardModel
 from backflip.rewards.save import save_classifier
 
 
@@ -28,7 +29,7 @@ def publish(number: int, tools: Tools) -> None:
     votes, base = len(tools.store.votes()), tools.loaded.source
     trunk, chat = tools.loaded.trunk, tools.chat
     adapter = tools.policy(f"policy-r{number}").adapter
-    reward = RewardModel(load_reward(tools.round_dir(number) / "reward"), tools.reader)
+    reward = RewardModel(reward_of_round(number, tools), tools.reader)
     makers = {
         "adapter": lambda part: save_adapter(adapter, part, base, plan=plan, votes=votes),
         "policy": lambda part: save_merged(
@@ -77,7 +78,7 @@ def export_policy(
     with run_store(root, plan) as store:
         votes = len(store.votes())
     loaded = load_model(untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype))
-    adapter, chat = load_state(root / version.path).adapter, open_chat(loaded)
+    adapter, chat = load_policy_state(root / version.path).adapter, open_chat(loaded)
     trunk, base = loaded.trunk, loaded.source
     if kind == "adapter":
         write_whole(target, lambda part: save_adapter(adapter, part, base, plan=text, votes=votes))

@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from backflip.core.errors import BackflipError, DataError
+from backflip.core.memory import memory_told
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
 from backflip.cycle.baselines import plain
 from backflip.cycle.folder import BASE, PLAN, REFERENCE, SFT_FOLDER, RunPath, find_run, only_process, run_store
 from backflip.cycle.imitate import imitate_demonstrations
+from backflip.cycle.paths import HOME, here
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import adopt_plan, plan_of_round, plan_text, refuse_another_database
 from backflip.cycle.publish import publish
@@ -51,7 +53,7 @@ def run_rounds(run: RunPath, watcher: Watcher | None = None) -> None:
     root = find_run(run)
     plan, watcher = read_plan(root / PLAN), Silent() if watcher is None else watcher
     refuse_another_database(root, plan)
-    with only_process(root), run_store(root, plan) as store:
+    with memory_told("the run worked"), only_process(root), run_store(root, plan) as store:
         for part in sorted(root.rglob("*.part")):
             remove(part)  # left by a process that was killed
         for line in adopt_plan(root, plan, store):
@@ -71,13 +73,14 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
 
     `version` says which model: the run's untouched one, or the `BASE` that stage 0 begins with.
     """
-    prompts = own_prompts(plan)
+    there = here(root, store, plan)
+    prompts = own_prompts(there)
     if plan.model.threads:
         torch.set_num_threads(plan.model.threads)
     task = TASKS[plan.task.name]
     utility = task.utility(plan.task.weights or None)
     crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed)
-    name = plan.model.name if version == BASE else untouched_model(root, plan)
+    name = there.model.name if version == BASE else untouched_model(root, there)
     watcher.say(f"loading {name}")
     loaded = load_model(name, dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device))
     chat = open_chat(loaded)
@@ -99,6 +102,8 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
             tx.add_model(ModelVersion(id=version, kind="base", round=0, parent=None, path=plan.model.name))
         else:
             tx.add_model(ModelVersion(id=REFERENCE, kind="sft", round=0, parent=BASE, path=str(SFT_FOLDER)))
+        if store.note(HOME) is None:
+            tx.set_note(HOME, str(root.resolve()))
         for key, value in (_facts(plan, utility.weights) | {"plan": plan_text(root, plan)}).items():
             tx.set_note(key, value)
     return tools

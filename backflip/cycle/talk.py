@@ -10,12 +10,12 @@ import torch
 from backflip.core.errors import BackflipError, ConfigError
 from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
+from backflip.cycle.checkpoints import load_policy_state
 from backflip.cycle.folder import PLAN, REFERENCE, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.tools import torch_dtype, untouched_model
 from backflip.models.chat import open_chat
 from backflip.models.load import Loaded, load_model, pick_device
-from backflip.policies.state import load_state
 from backflip.sampling.engine import Engine
 
 
@@ -87,7 +87,7 @@ def load_policy(
     loaded = load_untouched(root, plan)
     trunk = loaded.trunk
     if saved is not None:
-        trunk = trunk.merged(load_state(root / saved.path, trunk.device).adapter)
+        trunk = trunk.merged(load_policy_state(root / saved.path, trunk.device).adapter)
     engine = Engine(lambda _: trunk, open_chat(loaded), batch=plan.sampling.batch, temperature=temperature)
     name = engine.load(saved.id if saved else REFERENCE)
     return Policy(name, engine, max_tokens, plan.seed if seed is None else seed)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.records import Answer, Prompt
+from backflip.cycle.artefacts import readable
 from backflip.cycle.folder import PLAN, RunPath, find_run
 from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import load_untouched, saved_version
@@ -70,4 +71,6 @@ def load_reward(run: RunPath, version: str | None = None) -> TextScorer:
     reader = Reader(
         loaded.trunk, open_chat(loaded), micro=plan.ppo.micro, temperature=plan.sampling.temperature
     )  # fmt: skip
-    return TextScorer(saved.id, RewardModel(load_head(root / saved.path), reader))
+    with readable(root / saved.path, "Or carry the run on: it fits a reward that it misses anew."):
+        head = load_head(root / saved.path)
+    return TextScorer(saved.id, RewardModel(head, reader))

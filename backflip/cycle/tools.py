@@ -7,16 +7,19 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from backflip.core.errors import ConfigError
+from backflip.core.errors import ConfigError, DataError
 from backflip.core.records import Metric, ModelVersion, Prompt
+from backflip.cycle.checkpoints import load_policy_state
 from backflip.cycle.folder import PLAN, REFERENCE, SFT_FOLDER
 from backflip.cycle.plan import Plan
 from backflip.models.chat import Chat
 from backflip.models.load import Loaded
+from backflip.models.model_folder import check_folder
 from backflip.models.trunk import Trunk
-from backflip.policies.state import PolicyState, load_state
+from backflip.policies.state import PolicyState
 from backflip.raters.personas import SimulatedCrowd
 from backflip.sampling.engine import Engine
+from backflip.sampling.portion import Portion
 from backflip.sampling.score import Reader
 from backflip.store import Store
 from backflip.tasks import TASKS
@@ -97,10 +100,11 @@ class Tools:
 
     def __post_init__(self) -> None:
         """Derive the readers and the sampler."""
-        trunk, sampling = self.loaded.trunk, self.plan.sampling
-        self.reader = Reader(trunk, self.chat, micro=self.plan.ppo.micro, temperature=sampling.temperature)
+        trunk, sampling, say = self.loaded.trunk, self.plan.sampling, self.watcher.say
+        micro, batch = Portion(self.plan.ppo.micro, "ppo.micro", say), Portion(sampling.batch, "sampling.batch", say)
+        self.reader = Reader(trunk, self.chat, micro=micro, temperature=sampling.temperature)
         self.state: PolicyState | None = None
-        self.engine = Engine(self.trunk_of, self.chat, batch=sampling.batch, temperature=sampling.temperature)
+        self.engine = Engine(self.trunk_of, self.chat, batch=batch, temperature=sampling.temperature)
 
     def trunk_of(self, version: str) -> Trunk:
         """Merged weights of a policy version: the climb's current step, a finished round, or the reference."""
@@ -114,7 +118,7 @@ class Tools:
     def policy(self, version: str) -> PolicyState:
         """The state saved under a finished round's policy version, e.g. "policy-r2"."""
         number = int(version.removeprefix("policy-r"))
-        return load_state(self.round_dir(number) / "policy", self.loaded.trunk.device)
+        return load_policy_state(self.round_dir(number) / "policy", self.loaded.trunk.device)
 
     def round_dir(self, number: int) -> Path:
         """Folder of a round's artefacts."""
@@ -142,8 +146,22 @@ def own_prompts(plan: Plan) -> list[Prompt]:
 
 
 def untouched_model(root: Path, plan: Plan) -> str:
-    """Where the weights of the run's untouched model are: the plan's model, or what stage 0 made of it."""
-    return str(root / SFT_FOLDER) if plan.sft.demonstrations else plan.model.name
+    """Where the weights of the run's untouched model are: the plan's model, or what stage 0 made of it.
+
+    Raises: DataError when what stage 0 made is missing or damaged.
+    """
+    if not plan.sft.demonstrations:
+        return plan.model.name
+    folder = root / SFT_FOLDER
+    try:
+        check_folder(folder)
+    except DataError as e:
+        fact = str(e).partition("\n")[0] if folder.exists() else f"{folder} is missing."
+        raise DataError(
+            f"{fact}\nIt is the model that stage 0 makes, and this run's untouched one; it was deleted or damaged, "
+            f"or is not made yet.\nDelete what is left of {folder}, and make it anew with: backflip run --dir {root}"
+        ) from e
+    return str(folder)
 
 
 def policy_before(number: int) -> str:

@@ -5,6 +5,7 @@ goes on. Metric names are those of the store, which are TRL's where TRL has one 
 """
 
 import importlib
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,11 +55,28 @@ def open_tracker(root: Path, plan: Plan, store: Store, watcher: Watcher) -> Iter
             "Trackers are extras; none comes with Backflip.\n"
             f"Install it with: pip install 'backflip[{missing[0]}]', or take it out of `trackers`."
         )
-    tracker = _Boards(root, plan, store, watcher)
+    with _quiet_threads():
+        tracker = _Boards(root, plan, store, watcher)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """A tracker's own thread that dies, say on a full disk, prints no traceback: its next write tells why."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith(tuple(PACKAGES.values())):
+            before(args)
+
+    threading.excepthook = hook
     try:
-        yield tracker
+        yield
     finally:
-        tracker.close()
+        threading.excepthook = before
 
 
 class _Boards:

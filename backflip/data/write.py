@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from backflip.core.errors import ConfigError
+from backflip.core.new_file import write_new
 from backflip.data.records import Demonstration, Messages, Preference, Record, Thumb
 from backflip.data.table import Table
 
@@ -17,13 +17,7 @@ def write_rows(table: Table, file: Path) -> int:
     Raises: ConfigError when the file exists or cannot be written.
     """
     rows = list({json.dumps(row, ensure_ascii=False): None for row in _rows(table.records)})
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write("".join(row + "\n" for row in rows))
-    except FileExistsError:
-        raise ConfigError(f"{file} exists and is left as it is.\nGive another name with --out.") from None
-    except OSError as e:
-        raise ConfigError(f"{file} cannot be written: {e.strerror}.\nGive a path in a folder that exists.") from None
+    write_new(file, "".join(row + "\n" for row in rows))
     return len(rows)
 
 

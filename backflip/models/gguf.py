@@ -9,8 +9,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from backflip.core.disk import disk_told
 from backflip.core.errors import DataError
 from backflip.models.gguf_header import check_header
 from backflip.models.gguf_layout import (
@@ -80,9 +81,8 @@ def convert_gguf(path: Path) -> Path:
     _check_tensors(reader, arch, sizes, path)
     config = _config(facts, arch, sizes, reader, path)
     words = _words(reader, sizes, path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    try:
+    with cached(target) as part:
+        part.mkdir()
         weights = _weights(reader, arch, sizes, path)
         save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
         _tokenizer(facts, words, path).save_pretrained(part)
@@ -91,11 +91,27 @@ def convert_gguf(path: Path) -> Path:
         ends.save_pretrained(part)
         config["dtype"] = str(weights["model.embed_tokens.weight"].dtype).removeprefix("torch.")
         (part / "config.json").write_text(json.dumps(config, indent=1))
-        with suppress(OSError):  # another process was faster
-            part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+@contextmanager
+def cached(target: Path) -> Iterator[Path]:
+    """A folder name to write a converted model to; moved to `target` at the end of the block.
+
+    Raises: BackflipError when the disk is full or cannot be written; nothing is left behind then.
+    """
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    with disk_told(target, "Free some space, or name another folder for converted models in BACKFLIP_CACHE."):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            try:
+                part.replace(target)
+            except OSError:
+                if not target.exists():  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _architecture(facts: Mapping[str, Any], path: Path) -> str:

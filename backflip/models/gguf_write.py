@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,8 @@ def write_gguf(
         writer.close()
         part.replace(target)
     finally:
-        writer.close()
+        with suppress(OSError):  # on a full disk it cannot write what is left either
+            writer.close()
         part.unlink(missing_ok=True)
 
 

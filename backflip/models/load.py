@@ -2,11 +2,9 @@
 
 import hashlib
 import importlib.util
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from backflip.models import llama
 from backflip.models.adapter_folder import CONFIG as ADAPTER_CONFIG
 from backflip.models.adapter_folder import load_adapter, read_config
 from backflip.models.generic import Generic, has_plain_head, looks_ahead
-from backflip.models.gguf import cache_dir, convert_gguf
+from backflip.models.gguf import cache_dir, cached, convert_gguf
 from backflip.models.model_folder import (
     check_finite,
     check_folder,
@@ -192,13 +190,8 @@ def _merge(folder: Path) -> Path:
         dtype = getattr(AutoConfig.from_pretrained(base, trust_remote_code=False), "dtype", None)
     loaded = load_model(base, dtype=dtype or torch.float32)
     adapter = load_adapter(folder, loaded.trunk)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with cached(target) as part:
         save_merged(loaded.trunk, adapter, loaded.tokenizer, part, base=named, stops=generation_stops(base))
-        with suppress(OSError):  # another process was faster
-            part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
 
 

@@ -18,7 +18,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from backflip.core.disk import no_room
 from backflip.core.errors import BackflipError, DataError
+from backflip.core.memory import ran_out
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -237,15 +239,23 @@ def reading(model: str, part: str) -> Iterator[None]:
     """
     try:
         yield
-    except (BackflipError, MemoryError, torch.OutOfMemoryError):
+    except BackflipError:
         raise
     except Exception as e:
+        if ran_out(e):
+            raise
         raise _explain(model, part, e) from e
 
 
 def _explain(model: str, part: str, error: Exception) -> DataError:
     """What a failed load most likely means, by the errors behind it."""
     line = str(error).strip().partition("\n")[0].rstrip(" .:")
+    if no_room(error) and not isinstance(error, PermissionError):
+        return DataError(
+            f"The {part} of the model {model!r} could not be fetched: {line}.\n"
+            "The disk that keeps what comes from the Hub is full or not writable.\n"
+            "Free some space, or name another folder for it in HF_HOME."
+        )
     if Path(model).expanduser().exists():
         if part == "tokenizer":
             return no_tokenizer(model, line or type(error).__name__)

@@ -55,7 +55,7 @@ def update(state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollou
     drawn = best.sample(rollout.prompts, 1, seed=seed, max_tokens=settings.max_tokens)
     kept = [a for batch in drawn for a in batch]
     part = imitation_part(state, tools.reader, rollout.prompts, kept)
-    steps = take_steps(state, settings, len(kept), part, config.micro)
+    steps = take_steps(state, tools.reader.portion, settings, len(kept), part)
     return rollout, mean_of(steps) | figures_of(rollout, state.kl_coef)
 
 

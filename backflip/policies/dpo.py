@@ -48,7 +48,7 @@ def learn(state: PolicyState, reader: Reader, settings: Settings, votes: Sequenc
         )  # fmt: skip
         return out.loss, {"loss/dpo": out.loss, "rewards/accuracies": out.accuracy, "rewards/margins": out.margin}
 
-    return mean_of(take_steps(state, settings, len(votes), part, max(1, settings.config.micro // 2)))
+    return mean_of(take_steps(state, reader.portion, settings, len(votes), part, answers_each=2))
 
 
 def _both(votes: Sequence[Preference]) -> tuple[list[Prompt], list[Answer]]:

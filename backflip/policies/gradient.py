@@ -16,6 +16,7 @@ from backflip.objectives.ppo import policy_loss, truncated_importance
 from backflip.policies.plan import KLTerm
 from backflip.policies.rollout import Rollout, Settings
 from backflip.policies.state import PolicyState
+from backflip.sampling.portion import Portion
 from backflip.sampling.score import Reader, answer_batches, pack_answers
 
 Rows = NDArray[np.int64]
@@ -77,20 +78,26 @@ def policy_steps(
         nats = (penalty(logp, ref[rows, cut]) * weight).masked_fill(~unit[rows, cut], 0.0).sum() / total
         return out.loss + state.kl_coef * nats, figures | {"loss/kl_avg": nats}
 
-    steps = take_steps(state, settings, len(rollout.answers), part, settings.config.micro)
+    steps = take_steps(state, reader.portion, settings, len(rollout.answers), part)
     return mean_of(steps) | {"val/ratio_first": steps[0]["val/ratio"]}
 
 
 def take_steps(
-    state: PolicyState, settings: Settings, count: int, part: PartLoss, micro: int
+    state: PolicyState, portion: Portion, settings: Settings, count: int, part: PartLoss, *, answers_each: int = 1
 ) -> list[dict[str, float]]:
-    """`epochs` passes over `count` items in `minibatches` gradient steps each; the figures of every step."""
+    """`epochs` passes over `count` items in `minibatches` gradient steps each; the figures of every step.
+
+    An item reads `answers_each` answers.
+    """
     config, seen = settings.config, []
+    micro = max(1, config.micro // answers_each)
     for epoch in range(config.epochs):
         order = generator(settings.seed, "minibatch", state.step, epoch).permutation(count)
         cut = np.array_split(order, min(config.minibatches, count))
         # sorted, a prompt's answers stay together, so that it is computed once
-        seen += [gradient_step(state, np.sort(rows), part, micro=micro, max_norm=config.max_norm) for rows in cut]
+        seen += [
+            gradient_step(state, portion, np.sort(rows), part, micro=micro, max_norm=config.max_norm) for rows in cut
+        ]
     return seen
 
 
@@ -100,19 +107,25 @@ def mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def gradient_step(
-    state: PolicyState, rows: Rows, part: PartLoss, *, micro: int, max_norm: float, table: str = "ppo"
+    state: PolicyState, portion: Portion, rows: Rows, part: PartLoss, *, micro: int, max_norm: float, table: str = "ppo"
 ) -> dict[str, float]:
     """One step of Adam on `rows`, at most `micro` at a time; gradients add up to those of all rows at once.
 
+    `portion` is the reader's: where memory runs out, the step is begun again with fewer rows at a time.
     Raises: BackflipError when the gradient is not finite; `table` is the plan's whose learning rate was too high.
     """
-    state.optimiser.zero_grad()
-    sums: dict[str, float] = {}
-    for s in answer_batches(len(rows), micro):
-        loss, figures = part(rows[s], rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, x in figures.items():
-            sums[name] = sums.get(name, 0.0) + float(x.detach())
+
+    def attempt(size: int) -> dict[str, float]:
+        state.optimiser.zero_grad()
+        sums: dict[str, float] = {}
+        for s in answer_batches(len(rows), size):
+            loss, figures = part(rows[s], rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, x in figures.items():
+                sums[name] = sums.get(name, 0.0) + float(x.detach())
+        return sums
+
+    sums = portion.within_memory(attempt, most=min(micro, len(rows)))
     norm = torch.nn.utils.clip_grad_norm_(list(state.adapter.parameters()), max_norm)
     if not torch.isfinite(norm):
         raise BackflipError(

@@ -52,7 +52,9 @@ def imitate(
         order = generator(seed, "demonstrations", epoch).permutation(len(answers))
         rows = np.sort(order[place * config.batch : (place + 1) * config.batch])
         state.optimiser.param_groups[0]["lr"] = config.learning_rate * (1 - state.step / total)
-        figures = gradient_step(state, rows, part, micro=config.micro, max_norm=config.max_norm, table="sft")
+        figures = gradient_step(
+            state, reader.portion, rows, part, micro=config.micro, max_norm=config.max_norm, table="sft"
+        )
         state.step += 1
         yield Imitation(state, {"sft/loss": figures.pop("loss/imitation")} | figures)
 

@@ -1,8 +1,8 @@
 """The report of a run, written into its folder."""
 
+from backflip.core.disk import disk_error
 from backflip.core.errors import BackflipError
 from backflip.core.records import Judged, Prompt, Sample
-from backflip.cycle.artefacts import disk_error
 from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import read_plan
 from backflip.report.data import ReportData

@@ -16,6 +16,7 @@ from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator
 from backflip.models.chat import Chat
 from backflip.models.trunk import Trunk
+from backflip.sampling.portion import Portion
 
 BLOCK = 256
 """Tokens a block in the two-level inverse of the distribution function."""
@@ -26,11 +27,15 @@ COMPACT_BELOW = 0.75
 class Engine:
     """A `Sampler` over a trunk with merged weights.
 
-    `fetch(version)` gives the trunk of a policy version; it is called by `load` only.
+    `fetch(version)` gives the trunk of a policy version; it is called by `load` only. `batch` is how many answers
+    are drawn at a time.
     """
 
-    def __init__(self, fetch: Callable[[str], Trunk], chat: Chat, *, batch: int = 64, temperature: float = 1.0) -> None:
-        self.fetch, self.chat, self.batch, self.temperature = fetch, chat, batch, temperature
+    def __init__(
+        self, fetch: Callable[[str], Trunk], chat: Chat, *, batch: int | Portion = 64, temperature: float = 1.0
+    ) -> None:
+        self.fetch, self.chat, self.temperature = fetch, chat, temperature
+        self.portion = batch if isinstance(batch, Portion) else Portion(batch, "sampling.batch")
         self.trunk: Trunk | None = None
         self.version = ""
 
@@ -46,14 +51,20 @@ class Engine:
         """
         if self.trunk is None:
             raise RuntimeError("load a policy before sampling")
-        step = max(1, self.batch // n)
+        trunk, step = self.trunk, max(1, self.portion.size // n)
         for at in range(0, len(prompts), step):
-            yield self._batch(self.trunk, prompts[at : at + step], n, seed, max_tokens)
+            batch = prompts[at : at + step]
+
+            def attempt(size: int, batch: Sequence[Prompt] = batch) -> list[Answer]:
+                parts = _parts(batch, n, size)
+                return [a for part, which in parts for a in self._batch(trunk, part, which, seed, max_tokens)]
+
+            yield self.portion.within_memory(attempt, most=len(batch) * n)
 
     @torch.inference_mode()
-    def _batch(self, trunk: Trunk, prompts: Sequence[Prompt], n: int, seed: int, max_tokens: int) -> list[Answer]:
+    def _batch(self, trunk: Trunk, prompts: Sequence[Prompt], which: range, seed: int, max_tokens: int) -> list[Answer]:
         ids = [self.chat.encode(p, max_tokens) for p in prompts]
-        keys = [(p, i) for p in prompts for i in range(n)]
+        keys = [(p, i) for p in prompts for i in which]
         noise = np.stack([generator(seed, "token", p.id, i).random(max_tokens) for p, i in keys])
         uniform = torch.from_numpy(noise).to(trunk.device)
         tokens = torch.zeros(len(keys), max_tokens, dtype=torch.long, device=trunk.device)
@@ -62,7 +73,7 @@ class Engine:
         ended = np.zeros(len(keys), dtype=bool)
         stops = torch.tensor(self.chat.stops, dtype=torch.long, device=trunk.device)
         running = torch.arange(len(keys), device=trunk.device)  # rows of the cache -> answers
-        decoder, logits = trunk.start(ids, n, max_tokens)
+        decoder, logits = trunk.start(ids, len(which), max_tokens)
         alive = torch.ones(len(keys), dtype=torch.bool, device=trunk.device)
         for t in range(max_tokens):
             token, logp = draw(logits, uniform[running, t], self.temperature)
@@ -98,6 +109,14 @@ class Engine:
             )
             for r, (p, i) in enumerate(keys)
         ]  # fmt: skip
+
+
+def _parts(prompts: Sequence[Prompt], n: int, size: int) -> Iterator[tuple[Sequence[Prompt], range]]:
+    """(prompts, which of the `n` answers to each) of at most `size` answers, in order."""
+    whole = size // n
+    for at in range(0, len(prompts), max(1, whole)):
+        for first in range(0, n, n if whole else size):
+            yield prompts[at : at + max(1, whole)], range(first, min(n, first + (n if whole else size)))
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

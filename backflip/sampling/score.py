@@ -12,6 +12,7 @@ from backflip.models.chat import Chat
 from backflip.models.logp import token_logp
 from backflip.models.packed import Packed, pack
 from backflip.models.trunk import Trunk
+from backflip.sampling.portion import Portion
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +55,22 @@ def pack_answers(chat: Chat, prompts: Sequence[Prompt], answers: Sequence[Answer
     return pack(ids, [a.tokens.tolist() for a in answers], [index[p.id] for p in prompts], device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Reader:
     """One trunk and its chat side; every read names the adapter, None for the reference."""
 
     trunk: Trunk
     chat: Chat
-    micro: int = 32
-    """Answers per forward."""
+    micro: int | Portion = 32
+    """Answers per forward; see `portion`."""
     temperature: float = 1.0
     """Logits are divided by it, as they were when the answers were sampled."""
     recent: dict[tuple[int, ...], tuple[Sequence[Answer], "Reading"]] = field(default_factory=dict)
     """The last reading by the reference, so that reward, critic and KL share one forward."""
+
+    def __post_init__(self) -> None:
+        """Derive the portion that fits into the memory; what trains on the same trunk works in it too."""
+        self.portion = self.micro if isinstance(self.micro, Portion) else Portion(self.micro)
 
     def reference(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Reading:
         """Read with the untouched model, keeping the middle layer and the states; the last call is remembered."""
@@ -90,10 +95,12 @@ class Reader:
         if not answers or any(len(a.tokens) == 0 for a in answers):
             raise ValueError("nothing to read: every answer needs at least one token")
         width = max(len(a.tokens) for a in answers)
-        parts = [
-            self._part(prompts[s], answers[s], adapter, layers, states)
-            for s in answer_batches(len(answers), self.micro)
-        ]
+
+        def attempt(size: int) -> list[Reading]:
+            slices = answer_batches(len(answers), size)
+            return [self._part(prompts[s], answers[s], adapter, layers, states) for s in slices]
+
+        parts = self.portion.within_memory(attempt, most=len(answers))
 
         def join(name: str) -> Tensor:
             return torch.cat([_widen(getattr(p, name), width) for p in parts])

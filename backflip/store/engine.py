@@ -176,17 +176,19 @@ def _sqlite_fault(database: Database, error: DBAPIError) -> BackflipError | None
         return busy_error(database)
     told = {
         sqlite3.SQLITE_FULL: f"{where} cannot grow: the disk is full.\n"
-        "Nothing was half-written. Free some space, then run the same command again.",
+        "Nothing was half-written.\nFree some space, then run the same command again.",
         sqlite3.SQLITE_READONLY: f"{where} cannot be written.\n"
-        "The file or its folder belongs to somebody else, or the disk is mounted read-only.",
+        "The file or its folder belongs to somebody else, or the disk is mounted read-only.\n"
+        "Get the right to write there, or copy the run's folder to where you have it.",
         sqlite3.SQLITE_CANTOPEN: f"{where} cannot be opened.\n"
-        "It may be a folder, or you may lack the right to read it. Check the path.",
+        "It may be a folder, or you may lack the right to read it.\nCheck the path.",
         sqlite3.SQLITE_NOTADB: f"{where} is not a Backflip store.\n"
-        "It is some other kind of file, left as it was. Check the path.",
+        "It is some other kind of file, left as it was.\nCheck the path.",
         sqlite3.SQLITE_CORRUPT: f"{where} is damaged.\n"
-        "A disk fault or a copy taken while a run was writing may be the cause. Restore it from a backup.",
+        "A disk fault or a copy taken while a run was writing may be the cause.\nPut it back from another copy.",
         sqlite3.SQLITE_IOERR: f"{where} cannot be read or written: the disk reports an error.\n"
-        "A network drive may have gone away. Put the run on a local disk.",
+        "The disk may be full, or a network drive have gone away.\n"
+        "Free some space, or put the run on a local disk; the same command carries on.",
     }.get(code)
     return BackflipError(told) if told else None
 

@@ -46,6 +46,7 @@ def migrate(database: Database) -> None:
             raise BackflipError(
                 f"{database.label} was written by a newer Backflip (schema {found}; "
                 f"this one knows up to {scripts.get_current_head()}).\n"
+                "An older one would not understand what it holds, and could spoil it.\n"
                 "Upgrade with: pip install -U backflip"
             )
         config.attributes["connection"] = connection
@@ -74,7 +75,9 @@ def _alone(database: Database) -> Iterator[None]:
         raise busy_error(database) from None
     except OSError as e:
         raise BackflipError(
-            f"{database.label} cannot be opened: {e.strerror}.\nCheck the path and your rights on its folder."
+            f"{database.label} cannot be opened: {e.strerror}.\n"
+            "Even to look into a run, its database must be writable: it keeps a log beside itself.\n"
+            "Get the right to write there, or copy the run's folder to where you have it."
         ) from e
     try:
         yield

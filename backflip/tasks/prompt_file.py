@@ -27,7 +27,11 @@ def load_prompt_file(path: Path, forms: Collection[str] | None = None) -> list[P
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist.\nA prompt file holds one line a prompt, like {EXAMPLE}") from None
+        raise DataError(
+            f"{path} does not exist.\n"
+            f"It may have been moved or deleted, or be meant from another folder than {Path.cwd()}.\n"
+            f"Put it there; a prompt file holds one line a prompt, like {EXAMPLE}"
+        ) from None
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}.") from None
     prompts: list[Prompt] = []

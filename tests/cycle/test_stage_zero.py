@@ -1,6 +1,7 @@
 """Stage 0 and rankings in a whole run: base, then demonstrations, then rounds."""
 
 import json
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from backflip.cycle.fit import features_of_round, votes_table
 from backflip.cycle.folder import PLAN
 from backflip.cycle.imitate import load_demonstrations
 from backflip.cycle.plan import Rate, Sampling, read_plan
+from backflip.cycle.publish import export_policy
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.talk import load_policy
 from backflip.cycle.tools import Silent
@@ -166,3 +168,24 @@ def test_a_run_of_rankings_counts_each_order_as_one_vote(tiny_model: Path, tmp_p
     assert len(weight) == 7  # one ranking in ten, rounded up, was ordered by two raters
     assert list(weight.values()) == pytest.approx([1.0] * 7)
     assert all(p.ranking == "" for p in held_out)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_model_of_stage_zero_that_was_lost_is_named_and_made_anew(run: Path, tmp_path: Path, cut: bool) -> None:
+    root = Path(shutil.copytree(run, tmp_path / "run"))
+    model = root / "models" / "sft"
+    weights = (model / "model.safetensors").read_bytes()
+    if cut:
+        (model / "model.safetensors").write_bytes(weights[:1000])
+    else:
+        shutil.rmtree(model)
+    for use in (load_policy, lambda r: export_policy(r, None, "adapter")):
+        with pytest.raises(DataError) as told:
+            use(root)
+        fact, _, cure = str(told.value).splitlines()
+        assert fact.startswith(str(model))
+        assert cure.endswith(f"make it anew with: backflip run --dir {root}")
+
+    shutil.rmtree(model, ignore_errors=True)
+    run_rounds(root)
+    assert (model / "model.safetensors").read_bytes() == weights

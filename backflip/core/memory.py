@@ -1,0 +1,37 @@
+"""When memory runs out: how that is recognised, and what is said."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from backflip.core.errors import BackflipError
+
+WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "bad allocation")
+"""What allocators say in a RuntimeError: CUDA's, PyTorch's for the CPU, cuBLAS', C++'s."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that there was too little memory, of the machine or of the GPU."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in WORDS)
+
+
+def no_memory(doing: str) -> BackflipError:
+    """The message for work that does not fit, however small its parts."""
+    return BackflipError(
+        f"Memory ran out while {doing}.\n"
+        "The model is too large for this machine or GPU, or other programs hold its memory.\n"
+        "Close them, take a smaller model or sampling.max_tokens, or compute elsewhere (model.device); "
+        "the same command carries on."
+    )
+
+
+@contextmanager
+def memory_told(doing: str) -> Iterator[None]:
+    """Tell a lack of memory plainly. Raises: BackflipError in place of the allocator's error."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if not ran_out(e):
+            raise
+        raise no_memory(doing) from e
