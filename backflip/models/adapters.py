@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backflip.core.errors import DataError
 from backflip.core.rng import generator
+from backflip.models.linear import linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +115,10 @@ def adapted_linear(
     """
     changed = [n for n in layers if adapter is not None and n in adapter.b]
     if adapter is None or not changed:
-        return torch.nn.functional.linear(x, weight, bias)
+        return linear(x, weight, bias)
     if not adapter.rank:
         return torch.nn.functional.linear(x, changed_weight(weight, adapter, layers), bias)
-    y = torch.nn.functional.linear(x, weight, bias)
+    y = linear(x, weight, bias)
     down = torch.nn.functional.linear(x, torch.cat([adapter.a[n] for n in changed]).to(x.dtype))
     low = dict(zip(changed, down.chunk(len(changed), -1), strict=True))
     parts = [

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backflip.models.adapters import Adapter, adapted_linear, changed_weight
+from backflip.models.linear import linear
 from backflip.models.packed import Packed, pack
 from backflip.models.trunk import Decoder, Hidden
 
@@ -207,7 +208,7 @@ class Llama:
             values[i][:, :, :top] = v[batch.prompt_rows].transpose(1, 2).repeat_interleave(repeats, 0)
             x = self._feed(x, self._attend(q, k, v, batch, None), w, i, None)
         last = batch.prompt_rows.gather(1, (lengths - 1)[:, None])[:, 0]
-        logits = F.linear(self._rms(x[last], self.norm), self.output)
+        logits = linear(self._rms(x[last], self.norm), self.output)
         cache = LlamaDecoder(self, keys, values, lengths.repeat_interleave(repeats))
         return cache, logits.repeat_interleave(repeats, 0)
 
@@ -225,7 +226,7 @@ class Llama:
             q = q.reshape(len(tokens), self.kv_heads, group, self.head_dim)
             seen = F.scaled_dot_product_attention(q, keys[i][:, :, :top], values[i][:, :, :top], attn_mask=mask)
             x = self._feed(x, seen.reshape(len(tokens), -1), w, i, None)
-        return F.linear(self._rms(x, self.norm), self.output)
+        return linear(self._rms(x, self.norm), self.output)
 
     # --- weights by their Hugging Face names ----------------------------------------------------------
 

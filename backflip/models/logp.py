@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from backflip.models.linear import linear
 
 CHUNK = 256
 """Rows of logits alive at a time."""
@@ -30,7 +31,7 @@ class _RowLogp(torch.autograd.Function):
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for at in range(0, n, CHUNK):
             rows = slice(at, at + CHUNK)
-            scores = F.linear(hidden[rows], weight, bias).float().div_(temperature)
+            scores = linear(hidden[rows], weight, bias).float().div_(temperature)
             picked = scores.gather(1, targets[rows, None])[:, 0]
             total = torch.logsumexp(scores, 1)
             p = torch.exp(scores - total[:, None])

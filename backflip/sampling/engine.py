@@ -125,11 +125,16 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
     Shapes: logits (B, V), uniform (B,) in [0, 1) -> (B,) int64, (B,) float32 in nats. Exact up to float32
     rounding: first the block of 256 tokens is found, then the token in it.
     """
-    scores = logits.float() / temperature
-    logp = torch.log_softmax(scores, 1)
-    rows, vocabulary = logp.shape
-    p = torch.nn.functional.pad(logp.exp(), (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
-    mass = p.sum(2, dtype=torch.float64)
+    scores = logits.float()
+    if temperature != 1:
+        scores = scores / temperature
+    rows, vocabulary = scores.shape
+    top = scores.amax(1, keepdim=True)
+    p = torch.exp(scores - top)
+    if vocabulary % BLOCK:
+        p = torch.nn.functional.pad(p, (0, -vocabulary % BLOCK))
+    p = p.view(rows, -1, BLOCK)
+    mass = p.sum(2).double()
     cumulative = mass.cumsum(1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, target, right=True).clamp_(max=mass.shape[1] - 1)
@@ -137,4 +142,5 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
     inner = p[torch.arange(rows, device=p.device), block[:, 0]].double().cumsum(1)
     inside = torch.searchsorted(inner, rest, right=True).clamp_(max=BLOCK - 1)
     token = (block * BLOCK + inside)[:, 0].clamp_(max=vocabulary - 1)
-    return token, logp.gather(1, token[:, None])[:, 0]
+    logp = (scores.gather(1, token[:, None]) - top)[:, 0].double() - cumulative[:, -1].log()
+    return token, logp.float()
