@@ -1,8 +1,9 @@
 """`backflip doctor`: is a plan sound, and what will it cost? Asked before computing is spent."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,21 +35,30 @@ def doctor(
     Takes about a minute on the demo's model and changes nothing. Exit code 1 when a fault is found.
     """
     from backflip.cycle.doctor import examine
-    from backflip.cycle.folder import PLAN
+    from backflip.cycle.folder import PLAN, find_run
     from backflip.cycle.plan import Plan, read_plan
 
-    root = plan if plan is not None and plan.is_dir() else None
+    root = find_run(plan) if plan is not None and plan.is_dir() else None
     settings = Plan() if plan is None else read_plan(root / PLAN if root else plan)
     options = {"model": model, "prompts": prompts}
     settings = changed_plan(settings, {key: value for key, value in options.items() if value is not None})
     with watching() as watcher:
         seen = examine(settings, root=root, watcher=watcher)
     if as_json:
-        print_json(asdict(seen) | {"sound": seen.sound})
+        print_json(_finite(asdict(seen)) | {"sound": seen.sound})
     else:
         typer.echo("\n".join(_lines(seen)))
     if not seen.sound:
         raise typer.Exit(1)
+
+
+def _finite(value: Any) -> Any:
+    """The same, with nothing where a figure is no number: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(seen: "Examination") -> list[str]:
@@ -56,7 +66,7 @@ def _lines(seen: "Examination") -> list[str]:
     lines.append(f"memory: about {seen.memory_gb:.1f} GB at most, with {seen.available_gb:.1f} GB free now")
     if seen.seconds:
         parts = ", ".join(f"{name} {clock(s)}" for name, s in seen.seconds.items())
-        lines.append(f"time: about {clock(sum(seen.seconds.values()))} on this machine ({parts})")
+        lines.append(f"time: about {clock(sum(seen.seconds.values()))} on this machine for the whole plan ({parts})")
     faults = sum(f.level == "fault" for f in seen.findings)
     lines.append("sound: nothing stands in the way" if seen.sound else f"{faults} fault{'s' * (faults != 1)} found")
     return lines

@@ -10,10 +10,10 @@ from backflip.cycle.fit import reward_of_round
 from backflip.cycle.folder import PLAN, RunPath, find_run, run_store
 from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import saved_version
-from backflip.cycle.tools import Tools, torch_dtype, untouched_model
+from backflip.cycle.tools import Tools
+from backflip.cycle.untouched import untouched_of
 from backflip.models.chat import open_chat
 from backflip.models.gguf_write import write_gguf
-from backflip.models.load import load_model
 from backflip.models.save import save_adapter, save_merged
 from backflip.rewards.model import RewardModel
 from backflip.rewards.save import save_classifier
@@ -77,7 +77,7 @@ def export_policy(
         )
     with run_store(root, plan) as store:
         votes = len(store.votes())
-    loaded = load_model(untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype))
+    loaded = untouched_of(root, plan, device="cpu")
     adapter, chat = load_policy_state(root / version.path).adapter, open_chat(loaded)
     trunk, base = loaded.trunk, loaded.source
     if kind == "adapter":

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from backflip.core.errors import BackflipError, DataError
+from backflip.core.errors import BackflipError
 from backflip.core.memory import memory_told
 from backflip.core.records import ModelVersion, Prompt
 from backflip.cycle.artefacts import remove
 from backflip.cycle.baselines import plain
 from backflip.cycle.folder import BASE, PLAN, REFERENCE, SFT_FOLDER, RunPath, find_run, only_process, run_store
 from backflip.cycle.imitate import imitate_demonstrations
-from backflip.cycle.paths import HOME, here
+from backflip.cycle.paths import CALLED_FROM, HOME, here
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import adopt_plan, plan_of_round, plan_text, refuse_another_database
 from backflip.cycle.publish import publish
@@ -27,12 +27,11 @@ from backflip.cycle.tools import (
     Tools,
     Watcher,
     own_prompts,
-    torch_dtype,
     untouched_model,
 )
 from backflip.cycle.trackers import open_tracker
+from backflip.cycle.untouched import load_untouched
 from backflip.models.chat import Chat, open_chat
-from backflip.models.load import load_model, pick_device
 from backflip.models.trunk import fingerprint
 from backflip.raters.personas import SimulatedCrowd
 from backflip.store import Store
@@ -73,28 +72,21 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
 
     `version` says which model: the run's untouched one, or the `BASE` that stage 0 begins with.
     """
-    there = here(root, store, plan)
-    prompts = own_prompts(there)
-    if plan.model.threads:
-        torch.set_num_threads(plan.model.threads)
+    prompts = own_prompts(here(root, store, plan))
     task = TASKS[plan.task.name]
     utility = task.utility(plan.task.weights or None)
     crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed)
-    name = there.model.name if version == BASE else untouched_model(root, there)
-    watcher.say(f"loading {name}")
-    loaded = load_model(name, dtype=torch_dtype(plan.model.dtype), device=pick_device(plan.model.device))
+    watcher.say(f"loading {plan.model.name if version == BASE else untouched_model(root, plan)}")
+    loaded = load_untouched(root, plan, store, version=version)
     chat = open_chat(loaded)
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
     check_prompts(prompts, chat, plan)
-    for baseline in task.baselines:
-        check_prompts([replace(p, text=baseline.text(p)) for p in prompts], plain(chat), plan)
     asked = {p.id: p for p in prompts}
     imported = {p.id: p for p in store.prompts() if p.id not in asked}
     tools = Tools(
         root, store, loaded, chat, asked | imported, utility, crowd, watcher, plan, version, frozenset(imported)
     )
-    _check_model(root, store, version, fingerprint(loaded.trunk))
     with store.begin() as tx:
         tx.add_prompts(prompts)
         tx.add_raters(list(crowd.raters()))
@@ -102,8 +94,11 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
             tx.add_model(ModelVersion(id=version, kind="base", round=0, parent=None, path=plan.model.name))
         else:
             tx.add_model(ModelVersion(id=REFERENCE, kind="sft", round=0, parent=BASE, path=str(SFT_FOLDER)))
+        if store.note(version) is None:
+            tx.set_note(version, fingerprint(loaded.trunk))
         if store.note(HOME) is None:
             tx.set_note(HOME, str(root.resolve()))
+            tx.set_note(CALLED_FROM, str(Path.cwd()))
         for key, value in (_facts(plan, utility.weights) | {"plan": plan_text(root, plan)}).items():
             tx.set_note(key, value)
     return tools
@@ -121,27 +116,15 @@ def with_plan(tools: Tools, plan: Plan) -> Tools:
     return replace(tools, plan=plan, crowd=crowd)
 
 
-def _check_model(root: Path, store: Store, version: str, found: str) -> None:
-    """Refuse to go on with other weights: what is stored of the answers was read by the untouched model.
-
-    Raises: DataError when the run began with another model.
-    """
-    known = store.note(version)
-    if known is None:
-        with store.begin() as tx:
-            tx.set_note(version, found)
-    elif known != found:
-        raise DataError(
-            f"The model of {root} is not the model this run began with: its weights have changed.\n"
-            "Perhaps its folder was overwritten, or model.dtype is another. Features and KL would not fit together.\n"
-            "Put the former weights back, or start a new run with --dir."
-        )
-
-
 def check_prompts(prompts: list[Prompt], chat: Chat, plan: Plan) -> None:
-    """Refuse prompts that cannot be answered within the model's context, before anything is computed."""
+    """Refuse prompts that cannot be answered within the model's context, before anything is computed.
+
+    Raises: DataError for a prompt, also as a baseline of the task puts it; BackflipError for too few of them.
+    """
     for p in prompts:
         chat.encode(p, plan.sampling.max_tokens)
+        for baseline in TASKS[plan.task.name].baselines:
+            plain(chat).encode(replace(p, text=baseline.text(p)), plan.sampling.max_tokens)
     for split, least in (("train", 1), ("monitor", 2), ("final", 2)):
         count = sum(p.split == split for p in prompts)
         if count < least:

@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-import torch
-
 from backflip.core.errors import BackflipError, ConfigError
 from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
 from backflip.cycle.checkpoints import load_policy_state
 from backflip.cycle.folder import PLAN, REFERENCE, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import Plan, read_plan
-from backflip.cycle.tools import torch_dtype, untouched_model
+from backflip.cycle.untouched import untouched_of
 from backflip.models.chat import open_chat
-from backflip.models.load import Loaded, load_model, pick_device
 from backflip.sampling.engine import Engine
 
 
@@ -84,7 +81,7 @@ def load_policy(
         if not value > 0:
             raise ConfigError(f"{name} = {value} does not fit.\nIt must be {least}.\nLeave it out to take the plan's.")
     saved = None if version == REFERENCE else saved_version(root, plan, "policy", version)
-    loaded = load_untouched(root, plan)
+    loaded = untouched_of(root, plan)
     trunk = loaded.trunk
     if saved is not None:
         trunk = trunk.merged(load_policy_state(root / saved.path, trunk.device).adapter)
@@ -115,11 +112,3 @@ def saved_version(
             f"So far there are: {', '.join(named)}."
         )
     return named[version] if version else found[-1]
-
-
-def load_untouched(root: Path, plan: Plan) -> Loaded:
-    """The run's untouched model, loaded as the plan says. Raises: DataError when it cannot be."""
-    if plan.model.threads:
-        torch.set_num_threads(plan.model.threads)
-    device = pick_device(plan.model.device)
-    return load_model(untouched_model(root, plan), dtype=torch_dtype(plan.model.dtype), device=device)

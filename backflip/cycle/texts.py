@@ -11,7 +11,8 @@ from backflip.core.records import Answer, Prompt
 from backflip.cycle.artefacts import readable
 from backflip.cycle.folder import PLAN, RunPath, find_run
 from backflip.cycle.plan import read_plan
-from backflip.cycle.talk import load_untouched, saved_version
+from backflip.cycle.talk import saved_version
+from backflip.cycle.untouched import untouched_of
 from backflip.models.chat import open_chat
 from backflip.rewards.model import RewardModel
 from backflip.rewards.model import load_reward as load_head
@@ -67,7 +68,7 @@ def load_reward(run: RunPath, version: str | None = None) -> TextScorer:
     root = find_run(run)
     plan = read_plan(root / PLAN)
     saved = saved_version(root, plan, "reward", version)
-    loaded = load_untouched(root, plan)
+    loaded = untouched_of(root, plan)
     reader = Reader(
         loaded.trunk, open_chat(loaded), micro=plan.ppo.micro, temperature=plan.sampling.temperature
     )  # fmt: skip

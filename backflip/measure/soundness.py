@@ -4,6 +4,7 @@ Each check states what it found, and for a fault the likely cause and the cure. 
 fail in silence: a sampler that is not the policy, padding that leaks, a ratio that does not begin at 1.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -49,8 +50,11 @@ class Finding:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-def stop_tokens(chat: Chat, answers: Sequence[Answer], max_tokens: int) -> Finding:
-    """Whether the tokens that end an answer are known, are the template's own, and are drawn at all."""
+def stop_tokens(chat: Chat, answers: Sequence[Answer], max_tokens: int, *, taught: bool = False) -> Finding:
+    """Whether the tokens that end an answer are known, are the template's own, and are drawn at all.
+
+    `taught`: the model will still learn from demonstrations, so that it need not end its answers yet.
+    """
     share = float(np.mean([a.ended for a in answers]))
     figures = {"stops": float(len(chat.stops)), "ended_share": share}
     if not chat.stops:
@@ -72,7 +76,8 @@ def stop_tokens(chat: Chat, answers: Sequence[Answer], max_tokens: int) -> Findi
     if share >= SELDOM:
         return Finding(name="stop tokens", level="ok", fact=fact, figures=figures)
     return Finding(
-        name="stop tokens", level="warning" if share or not chat.templated else "fault", figures=figures, fact=fact,
+        name="stop tokens", figures=figures, fact=fact,
+        level="warning" if share or taught or not chat.templated else "fault",
         cause="The limit may be too short for this model, or it was never taught to end its turn.",
         cure="Raise sampling.max_tokens; let a base model learn from demonstrations first (sft.demonstrations).",
     )  # fmt: skip
@@ -191,10 +196,12 @@ def kl_at_start(reader: Reader, state: PolicyState, prompts: Sequence[Prompt], a
 def first_ratio(metrics: Mapping[str, float], dtype: torch.dtype) -> Finding:
     """Whether the first minibatch of a fresh policy finds every probability ratio at 1, from a step's metrics."""
     ratio = metrics["val/ratio_first"]
-    ok = abs(ratio - 1) <= (EXACT_NATS if dtype == torch.float32 else ROUGH_NATS / 10)
+    spread = math.sqrt(2 * max(0.0, metrics["val/approxkl_first"]))  # of log ratios: those around 1 must not cancel
+    near = abs(ratio - 1) <= (EXACT_NATS if dtype == torch.float32 else ROUGH_NATS / 10)
+    ok = near and spread <= (EXACT_NATS if dtype == torch.float32 else ROUGH_NATS)
     return Finding(
-        name="first ratio", level="ok" if ok else "fault", figures={"ratio": ratio},
-        fact=f"The first minibatch's mean probability ratio is {ratio:.5f}.",
+        name="first ratio", level="ok" if ok else "fault", figures={"ratio": ratio, "spread_nats": spread},
+        fact=f"The first minibatch's mean probability ratio is {ratio:.5f}, its spread {spread:.2g} nats.",
         cause="" if ok else "Training computes other log-probabilities than reading: dropout, or another batch shape.",
         cure="" if ok else 'Try model.dtype = "float32"; if it stays, tell the maintainers which model this is.',
     )  # fmt: skip
@@ -206,10 +213,11 @@ def require_sound_start(metrics: Mapping[str, float], dtype: torch.dtype) -> Non
     Raises: BackflipError.
     """
     faults = []
-    if abs(metrics["objective/kl"]) > EXACT_NATS:
+    if abs(metrics["objective/kl"]) > (EXACT_NATS if dtype == torch.float32 else ROUGH_NATS):
         faults.append(f"its answers were already {metrics['objective/kl']:.2g} nats from the untouched model's")
     if "val/ratio_first" in metrics and first_ratio(metrics, dtype).level == "fault":
-        faults.append(f"the first minibatch's mean probability ratio was {metrics['val/ratio_first']:.4f}, not 1")
+        ratio, kl = metrics["val/ratio_first"], metrics["val/approxkl_first"]
+        faults.append(f"the first minibatch's probability ratios were not 1 (mean {ratio:.4f}, KL {kl:.2g} nats)")
     if faults:
         raise BackflipError(
             f"The first step of the climb is not sound: {' and '.join(faults)}.\n"

@@ -84,8 +84,14 @@ class Chat:
 
     @property
     def _end(self) -> int:
-        """The stop token that is put where no template puts one."""
+        """The stop token that is put where no template puts one. Raises: DataError when the model has none."""
         end = self.tokenizer.eos_token_id
+        if end is None and not self.stops:
+            raise DataError(
+                "The model names no token that ends an answer.\n"
+                "Its tokenizer has no eos_token, and its generation config no eos_token_id.\n"
+                "Set eos_token in tokenizer_config.json to the token its chat template ends a turn with."
+            )
         return int(self.stops[0] if end is None else end)
 
     def _tokens(self, text: str) -> list[int]:

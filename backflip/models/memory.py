@@ -23,8 +23,15 @@ def available_bytes(device: torch.device) -> int:
     free = int(rows["MemAvailable"].split()[0]) * 1024
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + _files_read())
     return max(0, free)
+
+
+def _files_read() -> int:
+    """Bytes of the container's memory that only hold files read a while ago: they are given up when memory is short."""
+    stat = CGROUP / "memory.stat"
+    rows = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    return int(rows.get("inactive_file", 0))
 
 
 def used_bytes(device: torch.device) -> int:

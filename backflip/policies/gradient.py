@@ -79,7 +79,8 @@ def policy_steps(
         return out.loss + state.kl_coef * nats, figures | {"loss/kl_avg": nats}
 
     steps = take_steps(state, reader.portion, settings, len(rollout.answers), part)
-    return mean_of(steps) | {"val/ratio_first": steps[0]["val/ratio"]}
+    first = steps[0]  # before it, nothing has changed
+    return mean_of(steps) | {"val/ratio_first": first["val/ratio"], "val/approxkl_first": first["policy/approxkl_avg"]}
 
 
 def take_steps(

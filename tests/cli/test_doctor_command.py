@@ -2,6 +2,7 @@
 
 import json
 
+from backflip.cli.doctor import _finite
 from backflip.cycle import doctor
 
 
@@ -46,3 +47,16 @@ def test_a_model_that_is_not_there_is_told_without_a_traceback(backflip, plan_fi
 
     assert said.code == 2
     assert said.err.splitlines()[-3].startswith("backflip: The model no/such/folder/at/all does not exist.")
+
+
+def test_a_folder_without_a_run_is_told_as_such(backflip, tmp_path):
+    said = backflip("doctor", tmp_path)
+
+    assert said.code == 2
+    assert "holds no run: it has no plan.toml." in said.err
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_json():
+    told = _finite({"findings": [{"figures": {"mean": float("nan"), "std": 1.0}}]})
+
+    assert told == {"findings": [{"figures": {"mean": None, "std": 1.0}}]}

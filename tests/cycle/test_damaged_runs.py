@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from kills import differences, fingerprint
+from safetensors.torch import load_file, save_file
 from test_refusals import Listening
-from tiny_run import new_run, plan_of
+from tiny_run import all_prompts, new_run, plan_of, save_prompts
 
 from backflip.core.errors import BackflipError, ConfigError, DataError
 from backflip.cycle.comparison import compare_runs
+from backflip.cycle.doctor import examine
 from backflip.cycle.export import export_data
 from backflip.cycle.folder import run_store
 from backflip.cycle.overview import overview
@@ -21,6 +23,7 @@ from backflip.cycle.plan import plan_toml, read_plan
 from backflip.cycle.publish import export_policy
 from backflip.cycle.run import run_rounds
 from backflip.cycle.talk import load_policy
+from backflip.cycle.texts import load_reward
 from backflip.store import open_store
 from backflip.store.migrate import VERSION_TABLE
 
@@ -242,6 +245,57 @@ def test_a_run_that_was_moved_carries_on_to_the_same_end(
 
     assert overview(moved).finished
     assert differences(fingerprint(moved), fingerprint(longer)) == []
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that was moved with its model and its prompts in it."""
+    base = tmp_path_factory.mktemp("packed")
+    shutil.copytree(tiny_model, base / "old" / "model")
+    run_rounds(new_run(base / "old", base / "old" / "model", rounds=1))
+    return (base / "old").rename(base / "new")
+
+
+USES: dict[str, Callable[[Path, Path], object]] = {
+    "chat": lambda root, _: load_policy(root).answer("we love tea"),
+    "reward": lambda root, _: load_reward(root).score([("we love tea", "tea is good")]),
+    "export": lambda root, out: export_policy(root, out / "policy", "hf"),
+    "doctor": lambda root, _: examine(read_plan(root / "plan.toml"), root=root),
+    "run": lambda root, _: run_rounds(root),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_whatever_uses_a_moved_run_finds_what_moved_with_it(packed: Path, tmp_path: Path, use: str) -> None:
+    USES[use](packed, tmp_path)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_run_begun_with_relative_paths_is_used_from_anywhere(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    shutil.copytree(tiny_model, "model")
+    run_rounds(
+        new_run(Path("run"), Path("model"), prompts=save_prompts(Path("prompts.jsonl"), all_prompts()), rounds=1)
+    )
+    monkeypatch.chdir(tmp_path / "away")
+    USES[use](tmp_path / "home" / "run", tmp_path)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_model_that_was_overwritten_is_refused_by_whatever_uses_it(
+    tiny_model: Path, tmp_path: Path, use: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    root = new_run(tmp_path / "run", tmp_path / "model", rounds=1)
+    run_rounds(root)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match="its weights have changed"):
+        USES[use](root, tmp_path)
 
 
 def test_prompts_named_relative_to_the_runs_folder_are_found(tiny_model: Path, whole: Path, tmp_path: Path) -> None:

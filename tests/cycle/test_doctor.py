@@ -1,5 +1,7 @@
 """The doctor: the work it foresees is the work that is done, memory is told before it runs out, nothing is stored."""
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +12,12 @@ import pytest
 import torch
 from tiny_run import all_prompts, new_run, plan_of, save_prompts
 
-from backflip.cycle import doctor, optimise
+from backflip.core.errors import DataError
+from backflip.cycle import doctor, optimise, trial
 from backflip.cycle.artefacts import save_array
 from backflip.cycle.forecast import Pace, Work, seconds_by_step, work_of
-from backflip.cycle.plan import Measure, Rate, Sampling
+from backflip.cycle.intake import import_votes
+from backflip.cycle.plan import Measure, Rate, Sampling, read_plan
 from backflip.cycle.run import run_rounds
 from backflip.models.memory import available_bytes, peak_bytes, saved_bytes, used_bytes
 from backflip.policies.methods import METHODS
@@ -101,20 +105,20 @@ def test_a_sound_plan_is_found_sound_and_nothing_is_written(tiny_model, tmp_path
     assert seen.sound, [f for f in seen.findings if f.level == "fault"]
     assert seen.seconds.keys() == {"load", "sample", "read", "fit", "optimise"}
     assert all(s > 0 for s in seen.seconds.values())
-    assert 0 < seen.memory_gb < seen.available_gb + seen.memory_gb
+    assert seen.memory_gb >= peak_bytes(CPU) / 1e9 > 0.1
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_large_step_is_tried_small_and_told_in_proportion(tiny_model, tmp_path, monkeypatch):
     plan = plan_of(tiny_model, save_prompts(tmp_path / "prompts.jsonl", all_prompts()))
-    patient = doctor.open_patient(plan)
-    tried = doctor.try_sampling(patient)
-    reward = doctor.try_fit(patient, tried)
-    monkeypatch.setattr(doctor, "LARGEST_STEP", 8)
-    doctor.try_step(patient, tried, reward)
+    patient = trial.open_patient(plan)
+    tried = trial.try_sampling(patient)
+    reward = trial.try_fit(patient, tried)
+    monkeypatch.setattr(trial, "LARGEST_STEP", 8)
+    trial.try_step(patient, tried, reward)
 
-    assert doctor._prompts_tried(plan.ppo) == 2  # of 4, with 4 answers each
-    assert doctor.pace_of(patient, tried).step_s == pytest.approx(2 * patient.seconds["step"])
+    assert trial._prompts_tried(plan.ppo) == 2  # of 4, with 4 answers each
+    assert trial.pace_of(patient, tried).step_s == pytest.approx(2 * patient.seconds["step"])
 
 
 @pytest.mark.parametrize("by", METHODS)
@@ -165,8 +169,8 @@ def test_more_answers_in_a_micro_batch_need_more_memory(tiny_model, tmp_path):
     large = replace(small, ppo=replace(small.ppo, micro=8, minibatches=2))
     needed = []
     for plan in (replace(small, ppo=replace(small.ppo, micro=1)), large):
-        patient = doctor.open_patient(plan)
-        needed.append(doctor.foresee_training(patient, doctor.try_sampling(patient)))
+        patient = trial.open_patient(plan)
+        needed.append(trial.foresee_training(patient, trial.try_sampling(patient)))
 
     assert needed[1] > 1.5 * needed[0]
 
@@ -180,12 +184,14 @@ def test_memory_is_read_off_the_machine():
     assert kept.sum() > 0
 
 
-def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_container_s_limit_counts_and_files_it_only_read_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
     monkeypatch.setattr("backflip.models.memory.CGROUP", tmp_path)
+    without = available_bytes(CPU)
+    (tmp_path / "memory.stat").write_text("anon 1300\ninactive_file 700\nfile 900\n")
 
-    assert available_bytes(CPU) == 3000
+    assert (without, available_bytes(CPU)) == (3000, 3700)
 
 
 def test_every_reward_of_a_run_is_weighed(tiny_model, tmp_path):
@@ -204,3 +210,111 @@ def test_answers_that_warm_up_a_critic_are_bounded(tiny_model, tmp_path):
     plan = plan_of(tiny_model, tmp_path / "p", rate=Rate(pairs=500, held_out=6), sampling=Sampling(answers=3))
 
     assert work_of(plan, {"train": 500, "monitor": 6, "final": 5}).warmed == 2 * optimise.WARM_UP
+
+
+def test_a_plan_larger_than_what_is_tried_is_foreseen_whole(tiny_model, tmp_path, monkeypatch):
+    plan = plan_of(tiny_model, save_prompts(tmp_path / "prompts.jsonl", all_prompts()))
+    monkeypatch.setattr(doctor, "foresee_training", lambda *_: 3 * 10**9)
+    monkeypatch.setattr(doctor, "available_bytes", lambda _: 9 * 10**9)
+
+    assert doctor.examine(plan).memory_gb >= 3.1
+
+
+def test_a_warm_up_is_timed_with_its_reading(tiny_model, tmp_path, monkeypatch):
+    plan = plan_of(tiny_model, save_prompts(tmp_path / "prompts.jsonl", all_prompts()))
+    patient = trial.open_patient(plan)
+    tried = trial.try_sampling(patient)
+    reward = trial.try_fit(patient, tried)
+    read: list[int] = []
+    warm_up = trial.ppo.warm_up
+
+    def counting(*args: Any) -> float:
+        real = Reader.read
+        monkeypatch.setattr(Reader, "read", lambda *a, **k: (read.append(len(a[2])), real(*a, **k))[1])
+        out = warm_up(*args)
+        monkeypatch.setattr(Reader, "read", real)
+        return out
+
+    monkeypatch.setattr(trial.ppo, "warm_up", counting)
+    trial.try_step(patient, tried, reward)
+
+    assert read == [len(tried.answers)]
+
+
+# --- the cases in which a doctor must not fall ill ------------------------------------------------------------------
+
+
+def without_stop_token(model: Path, folder: Path) -> Path:
+    """A copy of the model that names no token to end an answer with."""
+    shutil.copytree(model, folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            settings = json.loads((folder / name).read_text())
+            settings = {k: v for k, v in settings.items() if not k.startswith(("eos", "pad"))}
+            (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_model_without_a_stop_token_is_a_finding_and_no_crash(tiny_model, tmp_path):
+    endless = without_stop_token(tiny_model, tmp_path / "endless")
+    plan = plan_of(endless, save_prompts(tmp_path / "prompts.jsonl", all_prompts()))
+    seen = doctor.examine(plan)
+
+    assert [(f.name, f.level) for f in seen.findings] == [("stop tokens", "fault")]
+    assert seen.findings[0].fact == "The model names no token that ends an answer."
+
+
+def test_importing_for_a_model_without_a_stop_token_is_refused_plainly(tiny_model, tmp_path):
+    endless = without_stop_token(tiny_model, tmp_path / "endless")
+    root = new_run(tmp_path / "run", endless)
+    with pytest.raises(DataError, match="The model names no token that ends an answer"):
+        import_votes(root, [{"prompt": "we love tea", "chosen": "tea is good", "rejected": "a sad dog"}])
+
+
+def test_demonstrations_that_a_finished_stage_0_learned_from_are_not_asked_for_again(tiny_model, tmp_path):
+    rows = [{"prompt": f"we love {word}", "completion": f"{word} is good"} for word in ("tea", "rain", "snow", "bread")]
+    demonstrations = tmp_path / "d.jsonl"
+    demonstrations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    root = new_run(
+        tmp_path / "run", tiny_model, rounds=1, sft=SFT(demonstrations=str(demonstrations), batch=2, epochs=1)
+    )
+    before = doctor.examine(read_plan(root / "plan.toml"), root=root)
+    run_rounds(root)
+    demonstrations.unlink()
+    after = doctor.examine(read_plan(root / "plan.toml"), root=root)
+
+    assert before.work is not None
+    assert before.work.imitated == 2
+    assert "stage 0" in before.seconds
+    assert after.work is not None
+    assert after.work.imitated == 0
+    assert after.sound
+
+
+def test_what_was_imported_is_counted_and_its_lack_is_told(tiny_model, tmp_path):
+    root = new_run(tmp_path / "run", tiny_model, rate=Rate(pairs=0, held_out=0))
+    plan = read_plan(root / "plan.toml")
+    empty = doctor.examine(plan, root=root)
+    words = ("tea", "rain", "snow", "bread", "cake", "sun", "sea", "lake", "cat", "dog")
+    done = import_votes(
+        root, [{"prompt": f"we love {w}", "chosen": f"{w} is good", "rejected": f"a sad {w}"} for w in words]
+    )
+    full = doctor.examine(plan, root=root)
+
+    assert empty.work is not None
+    assert full.work is not None
+    assert [f.fact for f in empty.findings if f.name == "votes"] == [
+        "The plan asks for no votes, and nothing is imported yet."
+    ]
+    assert "votes" not in {f.name for f in full.findings}
+    assert full.work.read == empty.work.read + 2 * done.pairs
+    assert full.work.votes == (done.preferences - done.held_out,) * 2
+
+
+def test_a_damaged_feature_file_does_not_stop_the_doctor(tiny_model, tmp_path):
+    root = new_run(tmp_path / "run", tiny_model, rounds=1)
+    run_rounds(root)
+    file = root / "rounds" / "r1" / "features-rate.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+    assert doctor.examine(read_plan(root / "plan.toml"), root=root).sound

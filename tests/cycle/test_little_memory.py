@@ -10,7 +10,7 @@ from test_refusals import Listening
 from tiny_run import new_run
 
 from backflip.core.errors import BackflipError
-from backflip.cycle import run as cycle
+from backflip.cycle import untouched
 from backflip.cycle.run import run_rounds
 from backflip.models.llama import Llama
 from backflip.store import open_store
@@ -68,7 +68,7 @@ def test_memory_that_runs_out_where_nothing_can_be_made_smaller_is_told(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(cycle, "load_model", fail)
+    monkeypatch.setattr(untouched, "load_model", fail)
     with pytest.raises(BackflipError) as told:
         run_rounds(new_run(tmp_path / "run", tiny_model))
 

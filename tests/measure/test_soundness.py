@@ -72,7 +72,7 @@ def ending(answers: Sequence[Answer], share: float) -> list[Answer]:
     return [replace(a, ended=n < share * len(answers)) for n, a in enumerate(answers)]
 
 
-def test_stop_tokens_that_end_a_third_of_the_answers_are_sound(bench, drawn):
+def test_stop_tokens_that_end_a_quarter_of_the_answers_are_sound(bench, drawn):
     found = soundness.stop_tokens(bench.chat, ending(drawn[1], 1 / 4), TOKENS)
 
     assert (found.level, found.figures["ended_share"]) == ("ok", 0.25)
@@ -88,6 +88,12 @@ def test_a_base_model_that_never_ends_is_only_warned_about(bench, drawn):
     plain = replace(bench.chat, templated=False)
 
     assert soundness.stop_tokens(plain, ending(drawn[1], 0), TOKENS).level == "warning"
+
+
+def test_a_model_that_demonstrations_will_teach_need_not_end_yet(bench, drawn):
+    found = soundness.stop_tokens(bench.chat, ending(drawn[1], 0), TOKENS, taught=True)
+
+    assert found.level == "warning"
 
 
 def test_a_model_without_a_stop_token_is_a_fault(bench, drawn):
@@ -261,11 +267,18 @@ def test_dropout_in_training_is_a_fault(bench):
     ("figures", "said"),
     [
         ({"objective/kl": 0.02}, "its answers were already 0.02 nats from the untouched model's."),
-        ({"val/ratio_first": 1.02}, "the first minibatch's mean probability ratio was 1.0200, not 1."),
+        (
+            {"val/ratio_first": 1.02},
+            "the first minibatch's probability ratios were not 1 (mean 1.0200, KL 0 nats).",
+        ),
+        (  # half of the ratios above, half below
+            {"val/approxkl_first": 0.005},
+            "the first minibatch's probability ratios were not 1 (mean 1.0000, KL 0.005 nats).",
+        ),
     ],
 )
 def test_a_run_whose_first_step_is_not_sound_stops(figures, said):
-    sound = {"objective/kl": 0.0, "val/ratio_first": 1.0}
+    sound = {"objective/kl": 0.0, "val/ratio_first": 1.0, "val/approxkl_first": 0.0}
     soundness.require_sound_start(sound, torch.float32)
     soundness.require_sound_start({"objective/kl": 0.0}, torch.float32)  # best of n has no ratio
 

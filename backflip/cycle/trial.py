@@ -1,0 +1,266 @@
+"""A plan's model put to a trial: one batch of answers, one fit on made-up votes, one step of the climb, all timed.
+
+What the doctor looks at. Sizes are the plan's own, up to a limit; nothing is stored.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backflip.core.records import Answer, Feedback, Prompt
+from backflip.core.rng import generator
+from backflip.cycle.folder import BASE, REFERENCE, has_begun, run_store
+from backflip.cycle.forecast import Pace, Work, answers_a_step, work_of
+from backflip.cycle.imitate import load_demonstrations
+from backflip.cycle.paths import here
+from backflip.cycle.plan import Plan
+from backflip.cycle.run import check_prompts
+from backflip.cycle.tools import own_prompts
+from backflip.cycle.untouched import first_version, load_untouched
+from backflip.models.adapters import Adapter
+from backflip.models.chat import Chat, open_chat
+from backflip.models.memory import saved_bytes
+from backflip.policies import ppo
+from backflip.policies.methods import METHODS
+from backflip.policies.rollout import Preference
+from backflip.policies.rollout import Tools as ClimbTools
+from backflip.policies.sft import fresh_imitator, imitate
+from backflip.policies.state import PolicyState, fresh_state
+from backflip.rewards.fit import Reward, fit_reward
+from backflip.rewards.model import RewardModel, emphasis, features_of
+from backflip.sampling.engine import Engine
+from backflip.sampling.score import Reader, pack_answers
+
+Array = NDArray[np.float64]
+Demonstrated = tuple[list[Prompt], list[Answer]]
+
+LARGEST_STEP = 96
+"""Answers of the one step that is tried; a plan's larger step takes in proportion longer."""
+MOST_VOTES = 1000
+"""Made-up votes of the one fit that is tried."""
+WRONG_SHARE = 0.15
+"""Made-up votes that go against the rule (the longer answer wins), so that the fit has work to do."""
+TRAINING_SPARE = 1.3
+"""What a backward needs beside what the forward kept for it: the gradients in flight. Measured: bench/doctor.py."""
+STATES_HELD = 6
+"""Copies of a step's states that are alive at once while the critic learns."""
+
+
+@dataclass(frozen=True)
+class Imports:
+    """What a run has imported so far."""
+
+    answers: int = 0
+    votes: int = 0
+
+
+@dataclass(eq=False)
+class Patient:
+    """A plan's model at work: what every check reads, and the seconds that were taken on the way."""
+
+    plan: Plan
+    chat: Chat
+    reader: Reader
+    engine: Engine
+    prompts: list[Prompt]
+    state: PolicyState
+    demonstrations: Demonstrated | None
+    """What stage 0 will learn from; None where there is none, or it is done."""
+    imported: Imports
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Take the seconds of a piece of work."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+
+    def train(self) -> list[Prompt]:
+        """The prompts that a climb uses."""
+        return [p for p in self.prompts if p.split == "train"]
+
+
+class Tried(NamedTuple):
+    """One batch of answers by the untouched model, and their features (B, F)."""
+
+    asked: list[Prompt]
+    answers: list[Answer]
+    features: Array
+
+
+def open_patient(plan: Plan, root: Path | None = None) -> Patient:
+    """Load the plan's model and prompts as its run would; that of the run in `root` where there is one.
+
+    Raises: ConfigError; DataError, also when the model is not the one that the run began with.
+    """
+    began = time.perf_counter()
+    if root is not None and has_begun(root, plan):
+        with run_store(root, plan) as store:
+            there = here(root, store, plan)
+            loaded = load_untouched(root, plan, store, version=first_version(root, plan))
+            answers = store.samples(round=0, purpose="rate")
+            ids = {p.id for p in store.pairs(round=0, stream="fit")}
+            imported = Imports(len(answers), sum(v.pair_id in ids for v in store.votes(stream="fit")))
+    else:
+        there, imported = plan, Imports()
+        loaded = load_untouched(root or Path(), plan, None, version=first_version(root, plan))
+    chat, trunk, sampling = open_chat(loaded), loaded.trunk, plan.sampling
+    prompts = own_prompts(there)
+    check_prompts(prompts, chat, plan)
+    stage_0 = first_version(root, plan) == BASE
+    reader = Reader(trunk, chat, micro=plan.ppo.micro, temperature=sampling.temperature)
+    state = fresh_state(trunk, plan.ppo, plan.seed)
+    engine = Engine(
+        lambda version: trunk if version == REFERENCE else trunk.merged(state.adapter),
+        chat, batch=sampling.batch, temperature=sampling.temperature,
+    )  # fmt: skip
+    demonstrations = load_demonstrations(there.sft.demonstrations, chat) if stage_0 and chat.stops else None
+    patient = Patient(plan, chat, reader, engine, prompts, state, demonstrations, imported)
+    patient.seconds["load"] = time.perf_counter() - began
+    return patient
+
+
+def try_sampling(patient: Patient) -> Tried:
+    """Draw one batch of answers and read them, as the steps `sample` and `fit` do."""
+    plan, engine = patient.plan, patient.engine
+    count = max(2, plan.sampling.batch // plan.sampling.answers)
+    prompts = patient.train()[:count]
+    engine.load(REFERENCE)
+    with patient.timed("draw"):
+        drawn = engine.sample(prompts, plan.sampling.answers, seed=plan.seed, max_tokens=plan.sampling.max_tokens)
+        answers = [a for batch in drawn for a in batch]
+    by_id = {p.id: p for p in prompts}
+    asked = [by_id[a.prompt_id] for a in answers]
+    with patient.timed("read"):
+        reading = patient.reader.reference(asked, answers)
+    return Tried(asked, answers, features_of(reading, patient.chat, asked, answers))
+
+
+def try_fit(patient: Patient, tried: Tried) -> Reward:
+    """Fit a reward on made-up votes, as many as the first round will have: the longer answer wins."""
+    plan, luck = patient.plan, generator(patient.plan.seed, "doctor")
+    votes = min(MOST_VOTES, work_ahead(patient).votes[0]) or MOST_VOTES // 10
+    rows = luck.integers(len(tried.features), size=2 * votes)
+    spread = tried.features.std(0)
+    features = tried.features[rows] + 0.3 * spread * luck.standard_normal((len(rows), len(spread)))
+    length = np.array([len(a.tokens) for a in tried.answers])[rows]
+    feedback = [
+        Feedback(a=i, b=i + 1, choice="a" if (length[i] > length[i + 1]) != (luck.random() < WRONG_SHARE) else "b",
+                 rater_id="doctor")
+        for i in range(0, len(rows), 2)
+    ]  # fmt: skip
+    owner = [f"prompt {i // 4}" for i in range(len(rows))]
+    with patient.timed("fit"):
+        reward = fit_reward(
+            features, feedback, owner, tried.features, plan.fit, seed=plan.seed, emphasis=emphasis(len(spread))
+        )
+    patient.seconds["vote"] = patient.seconds["fit"] / votes
+    return reward
+
+
+def try_step(patient: Patient, tried: Tried, reward: Reward) -> dict[str, float]:
+    """Warm up and take one step as a climb does, at most `LARGEST_STEP` answers large; its metrics."""
+    plan, method = patient.plan, METHODS[patient.plan.optimise.by]
+    scorer = RewardModel(reward, patient.reader)
+    votes = _longer_wins(tried) if method.votes else []
+    tools = ClimbTools(patient.engine, patient.reader, scorer, patient.train(), votes, REFERENCE)
+    patient.reader.recent.clear()  # a run warms up on answers that it has yet to read
+    if method.critic:
+        with patient.timed("warm"):
+            ppo.warm_up(patient.state, tools, plan.ppo, tried.asked, tried.answers)
+    config = replace(plan.ppo, prompts=_prompts_tried(plan.ppo))
+    rules = {"seed": plan.seed, "max_tokens": plan.sampling.max_tokens, "until": 1}
+    with patient.timed("step"):
+        [step] = method.climb(patient.state, tools, config, plan.optimise, **rules)
+    patient.engine.load(patient.state.version)  # as the next step does, with the last copy still there
+    if patient.demonstrations is not None:
+        _try_imitation(patient, *patient.demonstrations)
+    return step.metrics
+
+
+def _prompts_tried(config: ppo.PPO) -> int:
+    """Prompts of the one step that is tried."""
+    return min(config.prompts, max(1, LARGEST_STEP // config.answers))
+
+
+def _longer_wins(tried: Tried) -> list[Preference]:
+    """Made-up votes on the answers that were drawn, each prompt's first against its second."""
+    rows = zip(tried.asked, tried.answers, tried.answers[1:], strict=False)
+    return [
+        Preference(prompt, a, b, float(len(a.tokens) > len(b.tokens)))
+        for prompt, a, b in rows
+        if a.prompt_id == b.prompt_id
+    ]
+
+
+def _try_imitation(patient: Patient, prompts: list[Prompt], answers: list[Answer]) -> None:
+    """One gradient step of stage 0."""
+    config = patient.plan.sft
+    reader = Reader(patient.reader.trunk, patient.chat, micro=config.micro)
+    state = fresh_imitator(reader.trunk, config, patient.plan.seed)
+    with patient.timed("imitate"):
+        next(imitate(state, reader, prompts, answers, config, seed=patient.plan.seed))
+
+
+def pace_of(patient: Patient, tried: Tried) -> Pace:
+    """Seconds for each kind of work, from the pieces that were tried."""
+    s, count, config = patient.seconds, len(tried.answers), patient.plan.ppo
+    whole, part = (min(n, len(patient.train())) for n in (config.prompts, _prompts_tried(config)))
+    return Pace(
+        load_s=s["load"], draw_s=s["draw"] / count, read_s=s["read"] / count, warm_s=s.get("warm", 0.0) / count,
+        step_s=s["step"] * whole / part, vote_s=s["vote"], imitate_s=s.get("imitate", 0.0),
+    )  # fmt: skip
+
+
+def work_ahead(patient: Patient) -> Work:
+    """The work of the whole plan; stage 0 only where it is still to be done."""
+    plan, learned = patient.plan, patient.demonstrations
+    count = 0 if learned is None else len(learned[1]) - round(plan.sft.held_out * len(learned[1]))
+    splits = {s: sum(p.split == s for p in patient.prompts) for s in ("train", "monitor", "final")}
+    work, more = work_of(plan, splits, count), patient.imported
+    return replace(work, read=work.read + more.answers, votes=tuple(v + more.votes for v in work.votes))
+
+
+def foresee_training(patient: Patient, tried: Tried) -> int:
+    """Bytes that training will need beside what is held now: a climb's step, or stage 0's where that is more."""
+    plan, trunk = patient.plan, patient.reader.trunk
+    rollouts = answers_a_step(plan.ppo, len(patient.train()))
+    micro = min(plan.ppo.micro, ceil(rollouts / plan.ppo.minibatches))
+    states = rollouts * plan.sampling.max_tokens * trunk.hidden_size * 4
+    needed = [_foresee_step(patient, tried, patient.state.adapter, micro) + STATES_HELD * states]
+    if patient.demonstrations is not None:
+        adapter = fresh_imitator(trunk, plan.sft, plan.seed).adapter
+        longest = max(len(a.tokens) for a in patient.demonstrations[1])
+        stretch = max(1.0, longest / max(len(a.tokens) for a in tried.answers))
+        needed.append(ceil(_foresee_step(patient, tried, adapter, plan.sft.micro) * stretch))
+    return max(needed)
+
+
+def _foresee_step(patient: Patient, tried: Tried, adapter: Adapter, micro: int) -> int:
+    """Bytes that a gradient step on `micro` answers at a time needs, told from a forward of one and of two."""
+    reader, trunk = patient.reader, patient.reader.trunk
+    longest = sorted(range(len(tried.answers)), key=lambda i: -len(tried.answers[i].tokens))
+
+    def kept(count: int) -> int:
+        asked, answers = [tried.asked[i] for i in longest[:count]], [tried.answers[i] for i in longest[:count]]
+        batch = pack_answers(reader.chat, asked, answers, trunk.device)
+
+        def forward() -> object:
+            hidden = trunk.hidden(batch, adapter)
+            return hidden, reader.of_rows(hidden.final[batch.predict_rows[batch.answer_mask]], batch)
+
+        return saved_bytes(forward, [*trunk.state().values(), *adapter.parameters()])
+
+    one, two = kept(1), kept(2)
+    activations = one + (micro - 1) * max(0, two - one)
+    tuned = sum(p.numel() for p in adapter.parameters())
+    changed = sum(a * b for name, (a, b) in trunk.linear_shapes().items() if name in adapter.b)
+    return int(TRAINING_SPARE * activations + tuned * 4 * 3 + 2 * changed * trunk.dtype.itemsize)
