@@ -31,14 +31,18 @@ class _RowLogp(torch.autograd.Function):
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for at in range(0, n, CHUNK):
             rows = slice(at, at + CHUNK)
-            scores = linear(hidden[rows], weight, bias).float().div_(temperature)
-            picked = scores.gather(1, targets[rows, None])[:, 0]
-            total = torch.logsumexp(scores, 1)
-            p = torch.exp(scores - total[:, None])
-            logp[rows] = picked - total
-            entropy[rows] = total - (p * scores).sum(1)
+            scores = linear(hidden[rows], weight, bias).float()
+            if temperature != 1:
+                scores.div_(temperature)
+            scores.sub_(scores.amax(1, keepdim=True))  # few passes: a chunk's scores do not fit into the cache
+            p = torch.exp(scores)
+            total = p.sum(1)
+            logp[rows] = scores.gather(1, targets[rows, None])[:, 0] - total.log()
+            # the likeliest token has score 0: what weighs in the sum is near it, so that it keeps its digits
+            entropy[rows] = total.log() - torch.bmm(p[:, None], scores[:, :, None])[:, 0, 0] / total
             if slope is not None:
-                slope[rows] = (weight[targets[rows]] - p.to(weight.dtype) @ weight) / temperature
+                share = p.div_(total[:, None]).to(weight.dtype)
+                slope[rows] = (weight[targets[rows]] - share @ weight) / temperature
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
