@@ -70,7 +70,7 @@ def test_the_guide_runs_from_top_to_bottom(desk: Path) -> None:
             assert (program, said.code) == ("backflip", 0), f"{line}\n{said.err}"
             ran.append(words[0])
 
-    assert set(ran) == {"run", "status", "report", "chat", "import", "compare", "export", "forget"}
+    assert set(ran) == {"doctor", "run", "status", "report", "chat", "import", "compare", "export", "forget"}
     assert all((desk / name).exists() for name in ("mine", "mine.gguf", "mine-data", "runs/mine/report.html"))
 
 
