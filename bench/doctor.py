@@ -2,9 +2,9 @@
 
     python bench/doctor.py [--quick] [--repeats N]
 
-Each plan is examined before its run, alone on the machine; the factor is the larger of estimate and truth over the
-smaller. The plans differ in what their time goes to: the demo's own, one that mostly samples, one that mostly climbs
-by another optimiser. --quick takes small versions of the last two.
+Each plan is examined before its run, with the same threads; the factor is the larger of estimate and truth over the
+smaller. The plans differ in what their time goes to: the demo's own first round, one that mostly samples, one that
+mostly climbs by another optimiser. --quick takes small versions of the last two.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from backflip.policies.plan import Optimise
 
 FEW = Measure(monitor_prompts=10, monitor_answers=2, final_prompts=10, final_answers=2)
 PLANS: dict[str, Plan] = {
-    "the demo": Plan(),
+    "one round of the demo": replace(Plan(), rounds=1),
     "mostly sampling": Plan(
         rounds=1, measure=Measure(monitor_prompts=30, final_prompts=60), ppo=replace(Plan().ppo, steps=1)
     ),
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
-    plans = {n: small(p) for n, p in PLANS.items() if n != "the demo"} if args.quick else PLANS
+    plans = {n: small(p) for n, p in PLANS.items() if n != "one round of the demo"} if args.quick else PLANS
     command = "python bench/doctor.py" + (" --quick" if args.quick else "")
     rows: list[Row] = []
     for name, plan in plans.items():

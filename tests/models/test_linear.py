@@ -18,8 +18,8 @@ def bf16(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the weights that were laid out; the test is void where the machine has no such layouts."""
-    if not module.available():
-        monkeypatch.setattr(module, "available", lambda: True)
+    if not all(map(module.available, module.SERVED)):
+        monkeypatch.setattr(module, "available", lambda _: True)
         monkeypatch.setattr(module, "_product", lambda x, w, b: torch.nn.functional.linear(x, module._layout(w), b))
     seen: list[tuple[int, ...]] = []
     ops = torch.ops.mkldnn if hasattr(torch.ops.mkldnn, "_reorder_linear_weight") else None
@@ -87,10 +87,19 @@ def test_a_layout_goes_with_its_weight(asked):
     assert (held, len(module._LAID_OUT)) == (before + 1, before)
 
 
-def test_float32_takes_the_plain_way(asked):
-    x, w = torch.ones(4, 8), torch.ones(16, 8)
+def test_in_float32_a_row_s_product_does_not_depend_on_how_many_rows_there_are():
+    x, w = bf16(64, 96).float(), bf16(33, 96, seed=1).float()
+    whole = linear(x, w)
 
-    assert torch.equal(linear(x, w), torch.full((4, 16), 8.0))
+    assert torch.allclose(whole, x @ w.T, rtol=1e-5, atol=1e-5)
+    if module.available(torch.float32):
+        assert all(torch.equal(linear(x[:rows], w), whole[:rows]) for rows in (1, 3, 7, 16, 33))
+
+
+def test_other_numbers_take_the_plain_way(asked):
+    x, w = torch.ones(4, 8, dtype=torch.float64), torch.ones(16, 8, dtype=torch.float64)
+
+    assert torch.equal(linear(x, w), torch.full((4, 16), 8.0, dtype=torch.float64))
     assert asked == []
 
 
