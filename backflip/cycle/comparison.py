@@ -116,18 +116,20 @@ def _duel(plan_a: Plan, plan_b: Plan, a: Store, b: Store) -> Duel | str:
         answers = [_newest(store, split) for store in (a, b)]
         if not all(answers):
             continue
-        asked = [{p.text: p for p in store.prompts() if p.id in answers[i]} for i, store in enumerate((a, b))]
-        shared = [text for text in asked[0] if text in asked[1]]
+        asked = [
+            {(p.text, p.history): p for p in store.prompts() if p.id in answers[i]} for i, store in enumerate((a, b))
+        ]
+        shared = [said for said in asked[0] if said in asked[1]]
         if len(shared) < LEAST:
             why = f"they share {len(shared) or 'no'} {split} prompt{'s' * (len(shared) != 1)}"
             continue
-        rows = [[answers[i][asked[i][text].id] for text in shared] for i in (0, 1)]
+        rows = [[answers[i][asked[i][said].id] for said in shared] for i in (0, 1)]
         count = min(len(group) for groups in rows for group in groups)
         tables: list[NDArray[np.float64]] = [
             np.array(
                 [
-                    [utility.judge(asked[0][text], s.text, s.ended).value for s in group[:count]]
-                    for text, group in zip(shared, groups, strict=True)
+                    [utility.judge(asked[0][said], s.text, s.ended).value for s in group[:count]]
+                    for said, group in zip(shared, groups, strict=True)
                 ]
             )
             for groups in rows

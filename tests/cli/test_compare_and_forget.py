@@ -85,6 +85,27 @@ def test_a_run_against_itself_is_even(runs: Path, backflip: Call):
 def test_runs_without_a_common_prompt_have_no_win_rate(runs: Path, tmp_path: Path, backflip: Call):
     shutil.copytree(runs / "a", tmp_path / "other")
     import sqlite3
+def with_history(root: Path, prompts: str) -> None:
+    """Something was said before the prompts of a run whose ids are like `prompts`."""
+    import sqlite3
+
+    with sqlite3.connect(root / "run.db") as raw:
+        said = json.dumps([["system", "be kind"]])
+        raw.execute("UPDATE prompts SET history = ? WHERE id IN (SELECT id FROM prompts WHERE " + prompts + ")", [said])
+    raw.close()
+
+
+def test_prompts_that_share_only_their_last_turn_are_not_the_same(runs: Path, tmp_path: Path, backflip: Call):
+    shutil.copytree(runs / "a", tmp_path / "other")
+    with_history(tmp_path / "other", "split = 'final' ORDER BY id LIMIT 1")
+    some = json.loads(backflip("compare", runs / "a", tmp_path / "other", "--json", cwd=tmp_path).out)
+    with_history(tmp_path / "other", "true")
+    none = backflip("compare", runs / "a", tmp_path / "other", cwd=tmp_path)
+
+    assert (some["duel"]["split"], some["duel"]["prompts"]) == ("final", 3)
+    assert "no win rate of A against B: they share no monitor prompts" in none.out
+
+
 
     with sqlite3.connect(tmp_path / "other" / "run.db") as raw:
         raw.execute("UPDATE prompts SET text = 'other ' || text")
