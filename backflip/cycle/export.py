@@ -12,6 +12,7 @@ from backflip.core.records import Pair, Prompt, Rater, Sample, Vote
 from backflip.cycle.artefacts import write_whole
 from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import read_plan
+from backflip.data.sources import CARD_TITLE
 from backflip.store import Store
 
 Format = Literal["jsonl", "parquet"]
@@ -26,7 +27,7 @@ configs:
   data_files: samples.{ending}
 ---
 
-# Judgements collected with Backflip
+{title}
 
 Answers of a language model, and which of two answers to the same request {who} preferred.
 
@@ -222,6 +223,7 @@ def _card(store: Store, out: Exported, preferences: Sequence[Row], kind: Format,
     return CARD.format(
         ending=kind,
         who=" and ".join(words[k] for k in sorted(kinds)) or "nobody",
+        title=CARD_TITLE,
         preferences=out.preferences,
         samples=out.samples,
         model=Path(model).name if Path(model).exists() else model,

@@ -17,6 +17,8 @@ from backflip.core.errors import DataError
 from backflip.core.records import Split
 
 KNOWN = "JSON lines (.jsonl), JSON (.json), CSV (.csv), Parquet (.parquet)"
+CARD_TITLE = "# Judgements collected with Backflip"
+"""By this line of its README.md a folder is known that Backflip exported: its votes are imported, not its answers."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 _SPLIT_NAMES: Mapping[str, Split | None] = {
     "train": None,
@@ -96,16 +98,28 @@ def _file(path: Path, split: Split | None) -> Iterator[Row | DataError]:
 
 
 def _folder(path: Path, part: str | None) -> Iterator[Row | DataError]:
-    """All files of a known kind below a folder, by name; a folder of `datasets` as it was saved."""
+    """All files of a known kind below a folder, by name; a folder of `datasets` as it was saved.
+
+    Of a folder that Backflip exported only the votes: the answers beside them are no judgements.
+    """
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path, part)
     _no_part(part, str(path))
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in _READERS)
+    if _exported(path):
+        files = [f for f in files if f.parent != path or f.stem != "samples"]
     if not files:
         raise DataError(
             f"{path} holds no file of a known kind.\nKnown are {KNOWN}.\nGive the folder that holds the files."
         )
     return _files(files)
+
+
+def _exported(path: Path) -> bool:
+    """Whether a folder is a data set that Backflip wrote."""
+    card = path / "README.md"
+    with _told(card):
+        return card.is_file() and CARD_TITLE in card.read_text("utf-8", errors="replace")
 
 
 def _files(files: list[Path]) -> Iterator[Row | DataError]:

@@ -82,6 +82,17 @@ def test_prompts_alone_are_no_votes(backflip: Call, run: Path, tmp_path: Path) -
     assert "holds prompts, and a run takes votes" in said.err
 
 
+def test_a_folder_that_is_no_export_is_read_whole(backflip: Call, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write(folder / "preferences.jsonl", ROWS[:1])
+    write(folder / "samples.jsonl", [{"prompt": "Say bye.", "chosen": "Bye!", "rejected": "Go.", "rater": "ann"}])
+    (folder / "README.md").write_text("# Not ours")
+    said = backflip("import", folder)
+
+    assert said.out.startswith("2 votes on 2 pairs"), said.err
+
+
 def test_the_data_of_a_run_are_written_beside_it(finished: Finished, tmp_path: Path) -> None:
     said = finished.call("export", "data", "--json", "--out", tmp_path / "data", "--format", "parquet")
 
