@@ -1,7 +1,9 @@
 """`backflip forget`: delete a rater's votes and personal data from a run."""
 
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,17 +47,17 @@ def forget(rater: Rater, dir: RunFolder = None, yes: Yes = False, as_json: AsJso
             }
         )
         return
-    typer.echo("\n".join(_lines(gone, rewritten=root / PAGE)))
+    typer.echo("\n".join(_lines(gone, root, rewritten=root / PAGE)))
 
 
-def _lines(gone: "Forgotten", *, rewritten: object) -> list[str]:
+def _lines(gone: "Forgotten", root: Path, *, rewritten: Path) -> list[str]:
     out = [f"forgotten: {gone.rater}, with {gone.votes} vote{'s' * (gone.votes != 1)}"]
     if gone.refit:
         rounds = _rounds(gone.refit)
         out += [
             f"still made with these votes: the reward of {rounds}, and every policy trained on it",
             "to be rid of their influence, take the votes that are left into a new run and fit again:",
-            "  backflip export data, then backflip import, then backflip run",
+            *(f"  {line}" for line in _anew(root)),
         ]
     if gone.measured:
         out.append(f"still counting these votes: the win rate among people and accuracy in {_rounds(gone.measured)}")
@@ -63,6 +65,18 @@ def _lines(gone: "Forgotten", *, rewritten: object) -> list[str]:
         again = "written anew without them" if file == rewritten else "still names them: delete it or export again"
         out.append(f"{file}: {again}")
     return out
+
+
+def _anew(root: Path) -> list[str]:
+    """Commands that fit again, in a new run beside `root`, on the votes that are left."""
+    named = root if root.name.strip(".") else root.resolve()  # "." has no name
+    run, new = (shlex.quote(str(p)) for p in (root, named.with_name(f"{named.name}-anew")))
+    return [
+        f"backflip export data {run}",
+        f"mkdir {new} && cp {run}/plan.toml {new}/",
+        f"backflip import {run}/exports/data --dir {new}",
+        f"backflip run --dir {new}",
+    ]
 
 
 def _rounds(numbers: Sequence[int]) -> str:

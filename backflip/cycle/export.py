@@ -84,7 +84,9 @@ class Exported:
 
 
 def export_data(run: RunPath, out: RunPath | None = None, kind: Format = "jsonl") -> Exported:
-    """Write every round's answers and votes, and a card, into the new folder `out`: `data` in the run's when left out.
+    """Write every round's answers and votes, and a card, into the new folder `out`.
+
+    Left out, `out` is `exports/data` in the run's folder.
 
     >>> import backflip
     >>> backflip.export_data("runs/mine", "tea-data").folder
@@ -93,7 +95,7 @@ def export_data(run: RunPath, out: RunPath | None = None, kind: Format = "jsonl"
     Raises: ConfigError when it exists or the run has not begun; BackflipError when the disk is full.
     """
     root = find_run(run)
-    plan, folder = read_plan(root / PLAN), Path(out or root / "data")
+    plan, folder = read_plan(root / PLAN), Path(out or root / "exports" / "data")
     if folder.exists():
         raise ConfigError(
             f"{folder} exists and is left as it is.\nAn export never writes over another.\n"
@@ -221,9 +223,9 @@ def _card(store: Store, out: Exported, preferences: Sequence[Row], kind: Format,
     raters = ", ".join(f"{count} {words[k]}" for k, count in sorted(kinds.items())) or "nobody yet"
     streams = Counter(row["stream"] for row in preferences)
     return CARD.format(
+        title=CARD_TITLE,
         ending=kind,
         who=" and ".join(words[k] for k in sorted(kinds)) or "nobody",
-        title=CARD_TITLE,
         preferences=out.preferences,
         samples=out.samples,
         model=Path(model).name if Path(model).exists() else model,

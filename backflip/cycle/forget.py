@@ -1,13 +1,20 @@
 """Forgetting a rater: their votes and name leave the run, and what was made with those votes is named."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 from backflip.core.errors import DataError
 from backflip.cycle.folder import PLAN, has_begun, only_process, run_store
 from backflip.cycle.plan import read_plan
 from backflip.store import Store
+
+HANDED_OUT = ("*.html", "*.jsonl", "data/**/*", "exports/**/*")
+"""Where a run's folder holds what it handed out; `data` is where an earlier Backflip exported to."""
+WEIGHTS = (".safetensors", ".gguf")
+"""Files that hold numbers alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,7 @@ def forget(root: Path, rater_id: str) -> Forgotten:
         votes=votes,
         refit=refit,
         measured=measured,
-        files=_naming(root, {rater_id, known[rater_id].name} - {""}),
+        files=naming(root, {rater_id, known[rater_id].name} - {""}),
     )
 
 
@@ -72,8 +79,28 @@ def _fitted_with(store: Store, rater_id: str) -> list[int]:
     return out
 
 
-def _naming(root: Path, words: set[str]) -> list[Path]:
-    """What the run handed out that names the rater: its pages and exports, and what was brought in beside them."""
-    wanted = [word.encode() for word in words]
-    files = [p for pattern in ("*.html", "*.jsonl", "exports/**/*") for p in root.glob(pattern) if p.is_file()]
-    return sorted({p for p in files if any(word in p.read_bytes() for word in wanted)})
+def naming(root: Path, words: set[str]) -> list[Path]:
+    """What the run handed out that names the rater: its pages and exports, and what was brought in beside them.
+
+    A file that cannot be read is named too, for it may hold what is looked for.
+    """
+    ways = {way for word in words for way in (word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1])}
+    files = {p for pattern in HANDED_OUT for p in root.glob(pattern) if p.is_file() and p.suffix not in WEIGHTS}
+    return sorted(p for p in files if _holds(p, ways))
+
+
+def _holds(file: Path, ways: Iterable[str]) -> bool:
+    """Whether a file says something in one of these spellings."""
+    try:
+        text = _parquet_text(file) if file.suffix == ".parquet" else file.read_text("utf-8", errors="replace")
+    except (ModuleNotFoundError, OSError, RuntimeError, ValueError):  # without pyarrow, or damaged
+        return True
+    said = unescape(text) if file.suffix == ".html" else text
+    return any(way in said for way in ways)
+
+
+def _parquet_text(file: Path) -> str:
+    """A Parquet file's rows as JSON. Raises: ModuleNotFoundError without pyarrow; OSError or ValueError if damaged."""
+    from pyarrow.parquet import read_table
+
+    return json.dumps(read_table(file).to_pylist(), ensure_ascii=False, default=str)

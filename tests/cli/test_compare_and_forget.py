@@ -1,7 +1,10 @@
 """`backflip compare` and `backflip forget`, on tiny runs."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,9 +85,6 @@ def test_a_run_against_itself_is_even(runs: Path, backflip: Call):
     assert document["duel"]["win_rate"][0] == 0.5
 
 
-def test_runs_without_a_common_prompt_have_no_win_rate(runs: Path, tmp_path: Path, backflip: Call):
-    shutil.copytree(runs / "a", tmp_path / "other")
-    import sqlite3
 def with_history(root: Path, prompts: str) -> None:
     """Something was said before the prompts of a run whose ids are like `prompts`."""
     import sqlite3
@@ -106,6 +106,9 @@ def test_prompts_that_share_only_their_last_turn_are_not_the_same(runs: Path, tm
     assert "no win rate of A against B: they share no monitor prompts" in none.out
 
 
+def test_runs_without_a_common_prompt_have_no_win_rate(runs: Path, tmp_path: Path, backflip: Call):
+    shutil.copytree(runs / "a", tmp_path / "other")
+    import sqlite3
 
     with sqlite3.connect(tmp_path / "other" / "run.db") as raw:
         raw.execute("UPDATE prompts SET text = 'other ' || text")
@@ -157,6 +160,96 @@ def test_a_forgotten_rater_leaves_no_trace_but_what_is_told(runs: Path, tmp_path
     assert f"{root}/report.html: written anew without them" in lines
     assert rater.encode() not in (root / "run.db").read_bytes()
     assert rater.encode() not in (root / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("place", ["exports/data", "data", "exports/deep/down"])
+def test_every_data_export_in_the_runs_folder_that_names_the_rater_is_told(
+    runs: Path, tmp_path: Path, backflip: Call, kind: str, place: str
+):
+    root = tmp_path / "a"
+    shutil.copytree(runs / "a", root)
+    where = [] if place == "exports/data" else ["--out", root / place]
+    exported = backflip("export", "data", root, "--format", kind, *where, cwd=tmp_path)
+    rater, _ = busiest_rater(root)
+    files = json.loads(backflip("forget", rater, root, "--yes", "--json", cwd=tmp_path).out)["files"]
+
+    assert exported.code == 0, exported.err
+    assert files == [str(root / place / f"preferences.{kind}")]
+
+
+def test_a_rater_whose_name_is_written_with_escapes_is_found_in_what_was_handed_out(tmp_path: Path):
+    from backflip.cycle.forget import naming
+
+    name = 'Ann "é" <A&B>'
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "ascii.jsonl").write_text(json.dumps({"rater": name}))
+    (tmp_path / "exports" / "plain.jsonl").write_text(json.dumps({"rater": name}, ensure_ascii=False))
+    (tmp_path / "exports" / "other.jsonl").write_text(json.dumps({"rater": "Ann"}))
+    (tmp_path / "exports" / "model.safetensors").write_bytes(name.encode())
+    (tmp_path / "report.html").write_text("<td>Ann &#34;é&#34; &lt;A&amp;B&gt;</td>")
+
+    found = naming(tmp_path, {name})
+    assert [str(p.relative_to(tmp_path)) for p in found] == [
+        "exports/ascii.jsonl",
+        "exports/plain.jsonl",
+        "report.html",
+    ]
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["without pyarrow", "damaged"])
+def test_a_parquet_file_that_cannot_be_read_is_told_for_it_may_name_the_rater(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
+):
+    from backflip.cycle.forget import naming
+
+    file = tmp_path / "data" / "preferences.parquet"
+    file.parent.mkdir()
+    file.write_bytes(b"PAR1")
+    if missing:
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+
+    assert naming(tmp_path, {"ann"}) == [file]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_commands_that_forgetting_names_fit_again_on_the_votes_that_are_left(
+    runs: Path, tmp_path: Path, backflip: Call, kind: str
+):
+    root = tmp_path / "my runs" / "a"
+    shutil.copytree(runs / "a", root)
+    rater, _ = busiest_rater(root)
+    with open_run(root) as store:
+        before = [v for v in store.votes() if v.choice != "skip"]
+        theirs = sum(v.rater_id == rater for v in before)
+    said = backflip("forget", rater, root, "--yes", cwd=tmp_path)
+    told = [shlex.split(line) for line in said.out.splitlines() if line.startswith("  ")]
+    for words in told:
+        if words[0] == "backflip":
+            more = ["--format", kind] if words[1] == "export" else []
+            done = backflip(*words[1:], *more, cwd=tmp_path)
+            assert done.code == 0, done.err
+        else:
+            subprocess.run(shlex.join(words).replace("'&&'", "&&"), shell=True, check=True, cwd=tmp_path)
+    new = tmp_path / "my runs" / "a-anew"
+    with open_run(new) as store:
+        imported = [v for v in store.votes() if v.key.startswith("import/")]
+        done_steps = store.steps_done(1)
+
+    assert [words[0] for words in told] == ["backflip", "mkdir", "backflip", "backflip"]
+    assert len(imported) == len(before) - theirs > 0
+    assert rater not in {v.rater_id for v in imported}
+    assert "measure" in done_steps
+
+
+def test_inside_a_runs_folder_the_commands_name_a_run_beside_it(runs: Path, tmp_path: Path, backflip: Call):
+    root = tmp_path / "a"
+    shutil.copytree(runs / "a", root)
+    rater, _ = busiest_rater(root)
+    said = backflip("forget", rater, ".", "--yes", cwd=root)
+
+    assert said.code == 0, said.err
+    assert f"  backflip run --dir {tmp_path / 'a-anew'}" in said.out.splitlines()
 
 
 def test_forgetting_says_as_json_what_must_be_refitted(runs: Path, tmp_path: Path, backflip: Call):
