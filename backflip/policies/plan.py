@@ -9,6 +9,8 @@ Optimiser = Literal["ppo", "rloo", "grpo", "dr_grpo", "dpo", "online_dpo", "best
 KLTerm = Literal["k1", "k2", "k3"]
 COMPARING: frozenset[Optimiser] = frozenset(("rloo", "grpo", "dr_grpo", "online_dpo", "best_of_n"))
 """Optimisers that compare the answers to one prompt with each other."""
+STEERING: frozenset[Optimiser] = frozenset(("ppo", "rloo", "grpo", "dr_grpo"))
+"""Optimisers whose KL coefficient steers to ppo.kl_target."""
 
 
 @dataclass(frozen=True, kw_only=True)

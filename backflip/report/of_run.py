@@ -5,6 +5,7 @@ from backflip.core.errors import BackflipError
 from backflip.core.records import Judged, Prompt, Sample
 from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import read_plan
+from backflip.policies.plan import STEERING
 from backflip.report.data import ReportData
 from backflip.report.gather import gather
 from backflip.report.page import write_report
@@ -35,7 +36,7 @@ def report_run(run: RunPath) -> ReportData:
         return utility.judge(prompt, sample.text, sample.ended) if utility else None
 
     with run_store(root, plan) as store:
-        data = gather(store, judge=judge, kl_target=plan.ppo.kl_target)
+        data = gather(store, judge=judge, kl_target=plan.ppo.kl_target if plan.optimise.by in STEERING else None)
     try:
         write_report(root / PAGE, data)
     except OSError as e:

@@ -89,7 +89,7 @@ def overoptimisation(data: ReportData) -> Figure | None:
     key = [Key(label="score (reward model)", tone="proxy", mark="diamond")]
     key += [Key(label="true utility", tone="truth", mark="diamond")] if len(truth) > 1 else []
     key += [Key(label="score, held out", tone="proxy", mark="dash")] if len(heldout) > 1 else []
-    key += [Key(label="single PPO steps", tone="before", mark="dot")] if any(x for x, _ in faint.values()) else []
+    key += [Key(label="single steps", tone="before", mark="dot")] if any(x for x, _ in faint.values()) else []
     return Figure(
         id="overoptimisation",
         data=traces,
@@ -163,7 +163,7 @@ PANELS = {
 
 
 def steps_of(data: ReportData, panel: str) -> Figure | None:
-    """One quantity over all PPO steps, with the measurement after each round where there is one."""
+    """One quantity over all steps of the optimiser, with the measurement after each round where there is one."""
     name, tone, unit, word, digits = PANELS[panel]
     steps = [s for s in data.steps if math.isfinite(s.values.get(name, math.nan))]
     if not steps:
@@ -191,12 +191,12 @@ def steps_of(data: ReportData, panel: str) -> Figure | None:
         shapes.append(_level(level[0], "before") | {"line": {"color": LIGHT["before"], "width": 1.5, "dash": "dash"}})
         labels.append(EndLabel(x=total, y=level[0], text=f"{level[1]}<br>{number(level[0], digits)}", tone="before"))
     frame = layout(
-        x_title="PPO step", x_range=(0 if not after else -0.5, total + 1), y_range=limits, right=58, shapes=shapes
+        x_title="step", x_range=(0 if not after else -0.5, total + 1), y_range=limits, right=58, shapes=shapes
     )
     if total <= 8:
         frame["xaxis"]["dtick"] = 1
     frame["annotations"] = [*_round_heads(ends), *end_labels(labels, limits, plot_height(frame))]
-    key = [Key(label="PPO steps, training prompts", tone=tone)]
+    key = [Key(label="steps, training prompts", tone=tone)]
     key += [Key(label=_after_word(panel), tone=tone, mark="diamond")] if after else []
     key += [Key(label=level[2], tone="before", mark="dash")] if level else []
     return Figure(

@@ -183,7 +183,7 @@ def raters(rows: Sequence[RaterRow]) -> Table | None:
 
 
 def health(steps: Sequence[Step]) -> Table | None:
-    """One row per round: what goes wrong first when PPO goes wrong."""
+    """One row per round: what goes wrong first when a climb goes wrong, as far as the optimiser tells it."""
     rows = []
     for of_round, group in groupby(steps, key=lambda s: s.round):
         inside = list(group)
@@ -241,7 +241,7 @@ STEP_COLUMNS = (
 
 
 def every_step(steps: Sequence[Step]) -> Table | None:
-    """All PPO steps, number by number."""
+    """All steps of the optimiser, number by number."""
     rows = tuple(
         (f"{s.round}.{s.tick}", *(number(s.values.get(name), digits) for _, name, digits in STEP_COLUMNS))
         for s in steps

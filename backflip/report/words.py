@@ -174,7 +174,7 @@ def key_figures(data: ReportData) -> list[KeyFigure]:
         out.append(_figure("Answers", f"{data.counts.samples:,}".replace(",", " "), "sampled"))
     if data.steps:
         rounds = count(len({s.round for s in data.steps}), "round")
-        out.append(_figure("PPO steps", str(len(data.steps)), f"in {rounds}"))
+        out.append(_figure("Optimiser steps", str(len(data.steps)), f"in {rounds}"))
     if total := sum(sum(t.seconds.values()) for t in data.timing):
         out.append(_figure("Time", duration(total), "all steps together"))
     return [f if data.simulated else replace(f, simulated=False) for f in out]

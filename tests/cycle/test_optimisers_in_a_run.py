@@ -16,6 +16,9 @@ from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent
 from backflip.policies.plan import COMPARING, Optimise, Optimiser
+from backflip.report import report_run, tables
+from backflip.report.plots import figures
+from backflip.report.words import key_figures
 from backflip.store import open_store
 
 NAMES = get_args(Optimiser)
@@ -71,6 +74,33 @@ def test_another_optimiser_may_take_over_between_two_rounds(tiny_model: Path, tm
         names = {r: {m.name for m in store.metrics(round=r, step="optimise")} for r in (1, 2)}
     assert ("loss/dpo" in names[1], "loss/value_avg" in names[1]) == (True, False)
     assert ("loss/dpo" in names[2], "loss/value_avg" in names[2]) == (False, True)
+
+
+HEADS = {
+    "dpo": {"ratio, trainer to sampler (worst)", "gradient norm (largest)"},
+    "rloo": {"ratio, first minibatch (worst)", "clipped (mean)"},
+    "best_of_n": {"ratio, trainer to sampler (worst)", "gradient norm (largest)"},
+}
+PPO_ALONE = {"value loss, first → last"}
+
+
+@pytest.mark.parametrize("by", HEADS)
+def test_a_report_speaks_of_no_optimiser_that_did_not_run(tiny_model: Path, tmp_path: Path, by: Any) -> None:
+    root = new_run(tmp_path / "run", tiny_model, rounds=1, optimise=Optimise(by=by))
+    run_rounds(root)
+    data = report_run(root)
+    page = (root / "report.html").read_text(encoding="utf-8").partition('<script type="application/json"')[0]
+    health = tables.health(data.steps)
+    words = [f.label for f in key_figures(data)] + [k.label for f in figures(data).values() for k in f.key]
+
+    assert "PPO" not in page
+    assert not [word for word in [*words, *(str(f.layout) for f in figures(data).values())] if "PPO" in word]
+    assert health is not None
+    assert set(health.heads) >= HEADS[by]
+    assert not set(health.heads) & PPO_ALONE
+    assert not [cell for row in health.rows for cell in row if "nan" in cell.lower() or "not a number" in cell]
+    assert ("value loss" in page, "is clipped" in page) == (False, by == "rloo")
+    assert ("the leash pulls it towards the target" in page) == (by == "rloo")
 
 
 def test_dpo_learns_from_the_votes_of_the_fit_up_to_the_watermark_and_from_no_other(
