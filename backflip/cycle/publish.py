@@ -1,5 +1,6 @@
 """What a run hands out: models in the formats others load, each with a card."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,16 @@ from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import saved_version
 from backflip.cycle.tools import Tools
 from backflip.cycle.untouched import untouched_of
-from backflip.models.chat import open_chat
+from backflip.models.adapters import Adapter
+from backflip.models.chat import Chat, open_chat
 from backflip.models.gguf_write import write_gguf
+from backflip.models.load import Loaded
 from backflip.models.save import save_adapter, save_merged
 from backflip.rewards.model import RewardModel
 from backflip.rewards.save import save_classifier
+
+Kind = Literal["hf", "adapter", "gguf"]
+"""A Hugging Face folder, an adapter in peft's format, or one GGUF file."""
 
 
 def publish(number: int, tools: Tools) -> None:
@@ -27,14 +33,12 @@ def publish(number: int, tools: Tools) -> None:
     """
     plan = (tools.root / "plan.toml").read_text(encoding="utf-8")
     votes, base = len(tools.store.votes()), tools.loaded.source
-    trunk, chat = tools.loaded.trunk, tools.chat
     adapter = tools.policy(f"policy-r{number}").adapter
     reward = RewardModel(reward_of_round(number, tools), tools.reader)
-    makers = {
-        "adapter": lambda part: save_adapter(adapter, part, base, plan=plan, votes=votes),
-        "policy": lambda part: save_merged(
-            trunk, adapter, chat.tokenizer, part, base=base, plan=plan, votes=votes, stops=chat.stops
-        ),
+    policy = _policy_makers(tools.loaded, tools.chat, adapter, plan, votes)
+    makers: dict[str, Callable[[Path], None]] = {
+        "adapter": policy["adapter"],
+        "policy": policy["hf"],
         "reward": lambda part: save_classifier(reward, part, base=base, plan=plan, votes=votes),
     }
     if not adapter.rank:
@@ -45,9 +49,21 @@ def publish(number: int, tools: Tools) -> None:
             write_whole(folder, make)
 
 
-def export_policy(
-    run: RunPath, out: RunPath | None = None, kind: Literal["hf", "adapter", "gguf"] = "hf"
-) -> tuple[Path, str]:
+def _policy_makers(
+    loaded: Loaded, chat: Chat, adapter: Adapter, plan: str, votes: int
+) -> dict[Kind, Callable[[Path], None]]:
+    """By kind, what writes a policy to a path; `plan` and `votes` stand on the card."""
+    trunk, base = loaded.trunk, loaded.source
+    return {
+        "adapter": lambda part: save_adapter(adapter, part, base, plan=plan, votes=votes),
+        "hf": lambda part: save_merged(
+            trunk, adapter, chat.tokenizer, part, base=base, plan=plan, votes=votes, stops=chat.stops
+        ),
+        "gguf": lambda part: write_gguf(part, trunk, adapter, base),
+    }
+
+
+def export_policy(run: RunPath, out: RunPath | None = None, kind: Kind = "hf") -> tuple[Path, str]:
     """Write a run's newest finished policy to `out`, else below `exports/` of its folder; (path, version).
 
     `kind`: a Hugging Face folder, an adapter in peft's format, or one GGUF file.
@@ -78,17 +94,6 @@ def export_policy(
     with run_store(root, plan) as store:
         votes = len(store.votes())
     loaded = untouched_of(root, plan, device="cpu")
-    adapter, chat = load_policy_state(root / version.path).adapter, open_chat(loaded)
-    trunk, base = loaded.trunk, loaded.source
-    if kind == "adapter":
-        write_whole(target, lambda part: save_adapter(adapter, part, base, plan=text, votes=votes))
-    elif kind == "hf":
-        write_whole(
-            target,
-            lambda part: save_merged(
-                trunk, adapter, chat.tokenizer, part, base=base, plan=text, votes=votes, stops=chat.stops
-            ),
-        )
-    else:
-        write_whole(target, lambda part: write_gguf(part, trunk, adapter, base))
+    adapter = load_policy_state(root / version.path).adapter
+    write_whole(target, _policy_makers(loaded, open_chat(loaded), adapter, text, votes)[kind])
     return target, version.id

@@ -1,8 +1,6 @@
 """The state of a climb, and its checkpoint: adapter, optimisers, critic, KL coefficient, step."""
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,31 +49,19 @@ def fresh_state(trunk: Trunk, config: PPO, seed: int) -> PolicyState:
 
 
 def save_state(state: PolicyState, folder: Path) -> None:
-    """Write a checkpoint; it is there whole or not at all, also when the machine stops midway.
+    """Write a checkpoint into `folder`, file by file: that it is there whole or not at all is up to the caller.
 
-    Raises: OSError or SafetensorError when the disk is full; an earlier checkpoint of the same name is then
-    still there.
+    Raises: OSError or SafetensorError when the disk is full.
     """
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        tensors = _named(state)
-        save_file({k: t.detach().contiguous() for k, t in tensors.items()}, part / "state.safetensors")
-        facts = {
-            "rank": state.adapter.rank, "alpha": state.adapter.alpha, "kl_coef": state.kl_coef, "step": state.step,
-            "learning_rate": state.optimiser.param_groups[0]["lr"],
-            "critic_learning_rate": state.critic_optimiser.param_groups[0]["lr"],
-        }  # fmt: skip
-        (part / "state.json").write_text(json.dumps(facts))
-        for file in part.iterdir():
-            _sync(file)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.replace(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = _named(state)
+    save_file({k: t.detach().contiguous() for k, t in tensors.items()}, folder / "state.safetensors")
+    facts = {
+        "rank": state.adapter.rank, "alpha": state.adapter.alpha, "kl_coef": state.kl_coef, "step": state.step,
+        "learning_rate": state.optimiser.param_groups[0]["lr"],
+        "critic_learning_rate": state.critic_optimiser.param_groups[0]["lr"],
+    }  # fmt: skip
+    (folder / "state.json").write_text(json.dumps(facts))
 
 
 def load_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:
@@ -113,12 +99,3 @@ def _named(state: PolicyState) -> dict[str, Tensor]:
             for part, value in optimiser.state.get(p, {}).items():
                 out[f"{name}.{i}.{part}"] = value
     return out
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,18 +1,11 @@
 """A climb that is saved, loaded and carried on is the unbroken climb, bit for bit."""
 
-import errno
-import json
-import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
-from safetensors import SafetensorError
 from tiny_run import Bench
 
-from backflip.policies import state as checkpoint
 from backflip.policies.ppo import PPO, climb, fresh_state
 from backflip.policies.state import PolicyState, load_state, save_state
 
@@ -66,58 +59,3 @@ def test_loading_gives_back_every_number(tiny_model: Path, tmp_path: Path) -> No
     assert content(loaded) == content(state)
     assert (loaded.step, loaded.version) == (1, "step-1")
     assert all(p.requires_grad for p in loaded.adapter.parameters())
-
-
-def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
-    state, _ = climbed(tiny_model, None, 1)
-    save_state(state, tmp_path / "one")
-    state.kl_coef = 0.75
-    save_state(state, tmp_path / "one")
-
-    assert load_state(tmp_path / "one").kl_coef == 0.75
-    assert [p.name for p in tmp_path.iterdir()] == ["one"]
-
-
-@pytest.mark.parametrize("where", ["tensors", "facts", "flush"])
-def test_a_full_disk_leaves_the_former_checkpoint_as_it_was(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    state, _ = climbed(tiny_model, None, 1)
-    save_state(state, tmp_path / "one")
-    before = content(state)
-    with torch.no_grad():
-        next(state.adapter.parameters()).add_(1.0)
-
-    def full(*args: Any, **kwargs: Any) -> Any:
-        if where == "tensors":
-            Path(args[1]).write_bytes(b"half a file")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    target = {"tensors": (checkpoint, "save_file"), "facts": (json, "dumps"), "flush": (checkpoint, "_sync")}[where]
-    with monkeypatch.context() as m:
-        m.setattr(*target, full)
-        with pytest.raises(OSError, match="No space left"):
-            save_state(state, tmp_path / "one")
-
-    assert content(load_state(tmp_path / "one")) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["one"]
-
-
-def test_a_disk_that_refuses_a_big_file_leaves_the_former_checkpoint_as_it_was(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    state, _ = climbed(tiny_model, None, 1)
-    save_state(state, tmp_path / "one")
-    before = content(state)
-    state.kl_coef = 0.75
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a real failure of the system call
-    try:
-        with pytest.raises((OSError, SafetensorError)):
-            save_state(state, tmp_path / "one")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    assert content(load_state(tmp_path / "one")) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["one"]
