@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from backflip.core.errors import DataError
 from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, Vote
 from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_whole
 from backflip.cycle.folder import REFERENCE
@@ -36,6 +37,7 @@ def fit(number: int, tools: Tools) -> Outcome:
     Raises: DataError when nobody has voted.
     """
     store = tools.store
+    require_import(tools)
     if store.watermark(number) is None:
         require_preference([v.choice for v in store.votes(stream="fit")])  # a watermark is never moved
     with store.begin() as tx:
@@ -63,6 +65,17 @@ def fit(number: int, tools: Tools) -> Outcome:
         + (f"; predicts {heldout.value:.0%} of {len(held_out.feedback)} held-out ones" if heldout else "")
     )
     return Outcome(metrics, [version])
+
+
+def require_import(tools: Tools) -> None:
+    """Refuse a round that asks for no votes and has none to fit. Raises: DataError."""
+    if tools.plan.rate.pairs or any(v.choice in ("a", "b") for v in tools.store.votes(stream="fit")):
+        return
+    raise DataError(
+        "The plan asks for no votes (rate.pairs = 0), and none were imported that a reward can be fitted on.\n"
+        "Ties, and votes that are held out, say too little for a fit.\n"
+        f"Bring preferences with: backflip import FILE --dir {tools.root}"
+    )
 
 
 def _fit(number: int, tools: Tools, table: dict[int, tuple[list[str], Array]], seen: Table) -> tuple[Reward, Path]:

@@ -9,6 +9,7 @@ from backflip.core.errors import Paused
 from backflip.core.records import Judged, Pair, Prompt, Sample, Stream, Vote
 from backflip.core.rng import generator, seed_of
 from backflip.cycle.artefacts import samples_of, save_answers
+from backflip.cycle.fit import require_import
 from backflip.cycle.plan import Plan
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.raters.pairs import random_pairs
@@ -19,8 +20,12 @@ UNRATED = 32
 
 
 def sample(number: int, tools: Tools) -> Outcome:
-    """Let the round's first policy answer, batch by batch; open each batch's pairs and ask machine raters."""
+    """Let the round's first policy answer, batch by batch; open each batch's pairs and ask machine raters.
+
+    Raises: DataError when the plan asks for no votes and none were imported.
+    """
     plan, store = tools.plan, tools.store
+    require_import(tools)
     tools.engine.load(policy_before(number))
     work: dict[Stream, list[Prompt]] = {"fit": chosen(tools, number, "fit"), "random": chosen(tools, number, "random")}
     size = max(1, plan.sampling.batch // plan.sampling.answers)

@@ -20,6 +20,7 @@ from backflip.core.records import Choice, Rater, Vote
 from backflip.cycle import artefacts
 from backflip.cycle.artefacts import load_array, save_array, write_whole
 from backflip.cycle.folder import only_process, start_run
+from backflip.cycle.intake import import_votes
 from backflip.cycle.plan import Rate, TaskPlan, plan_toml, read_plan
 from backflip.cycle.round import run_round
 from backflip.cycle.run import open_tools, run_rounds
@@ -100,6 +101,27 @@ def test_a_fit_without_votes_is_refused_and_works_once_there_are_some(tiny_model
         vote(tools.store, "a", suffix="/again")
         run_round(1, tools)
         assert "fit" in tools.store.steps_done(1)
+
+
+@pytest.mark.parametrize("imported", ["nothing", "ties", "held out"])
+def test_a_plan_that_asks_for_no_votes_is_refused_before_sampling_until_some_are_imported(
+    tiny_model: Path, tmp_path: Path, imported: str
+) -> None:
+    root = new_run(tmp_path / "run", tiny_model, rounds=1, rate=Rate(pairs=0, held_out=0))
+    row = {"prompt": "the sun", "chosen": "good", "rejected": "bad", "rater": "ann", "split": "train"}
+    if imported != "nothing":
+        import_votes(root, [row | ({"tie": True} if imported == "ties" else {"split": "monitor"})])
+    with pytest.raises(DataError) as told:
+        run_rounds(root)
+
+    fact, _, cure = str(told.value).splitlines()
+    assert fact.startswith("The plan asks for no votes (rate.pairs = 0), and none were imported")
+    assert cure == f"Bring preferences with: backflip import FILE --dir {root}"
+    assert not (root / "rounds").exists()
+    import_votes(root, [row | {"prompt": "the sea"}, row | {"prompt": "the cat", "chosen": "be kind"}])
+    run_rounds(root)
+    with open_store(root / "run.db") as store:
+        assert "measure" in store.steps_done(1)
 
 
 def test_one_simulated_rater_alone_is_enough(tiny_model: Path, tmp_path: Path) -> None:
