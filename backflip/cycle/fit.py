@@ -91,13 +91,17 @@ def _fit(number: int, tools: Tools, table: dict[int, tuple[list[str], Array]], s
 
 
 def reward_of_round(number: int, tools: Tools) -> Reward:
-    """The reward that round `number` fitted; fitted anew on the same votes when its file is missing or damaged."""
+    """The reward that round `number` fitted; fitted anew on its votes when its file is missing or damaged."""
     try:
         return load_reward(tools.round_dir(number) / "reward")
     except UNREADABLE:
-        tools.watcher.say(f"round {number}: its reward is missing or damaged, and is fitted anew on the same votes")
+        pass
+    store, mark = tools.store, tools.store.watermark(number)
+    counted = [m.value for m in store.metrics(round=number, step="fit", name="votes/count")]
+    which = "the same votes" if counted == [len(store.votes(upto=mark))] else "the votes that are left"
+    tools.watcher.say(f"round {number}: its reward is missing or damaged, and is fitted anew on {which}")
     table = _features(number, tools)
-    votes = tools.store.votes(stream="fit", upto=tools.store.watermark(number))
+    votes = store.votes(stream="fit", upto=mark)
     return _fit(number, tools, table, votes_table(tools, table, votes))[0]
 
 

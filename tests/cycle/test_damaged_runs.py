@@ -18,6 +18,7 @@ from backflip.cycle.comparison import compare_runs
 from backflip.cycle.doctor import examine
 from backflip.cycle.export import export_data
 from backflip.cycle.folder import run_store
+from backflip.cycle.forget import forget
 from backflip.cycle.overview import overview
 from backflip.cycle.plan import plan_toml, read_plan
 from backflip.cycle.publish import export_policy
@@ -102,8 +103,23 @@ def test_a_lost_reward_is_fitted_anew_and_that_is_said(
     shutil.rmtree(root / "models")  # which is what needs the reward
     run_rounds(root, watcher)
 
-    assert [line for line in watcher.said if "its reward is missing or damaged, and is fitted anew" in line]
+    anew = "round 1: its reward is missing or damaged, and is fitted anew on the same votes"
+    assert [line for line in watcher.said if line == anew]
     assert differences(fingerprint(root), fingerprint(whole)) == []
+
+
+def test_a_reward_fitted_anew_after_a_rater_was_forgotten_is_said_to_be_on_the_votes_left(
+    whole: Path, tmp_path: Path
+) -> None:
+    root, watcher = copied(whole, tmp_path), Listening()
+    with open_store(root / "run.db") as store:
+        rater = store.votes(stream="fit")[0].rater_id
+    forget(root, rater)
+    gone(root / "rounds/r1/reward")
+    shutil.rmtree(root / "models")
+    run_rounds(root, watcher)
+
+    assert [line for line in watcher.said if line.endswith("fitted anew on the votes that are left")]
 
 
 @pytest.mark.parametrize("damage", [gone, cut, overwritten])
