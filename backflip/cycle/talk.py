@@ -1,11 +1,14 @@
 """Talk to what a run has made: its newest finished policy, an earlier one, or the model it began with."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal, final
+from reprlib import repr as shown
+from typing import Any, Literal, final
 
-from backflip.core.errors import BackflipError, ConfigError
+from backflip.core.errors import BackflipError, ConfigError, DataError
 from backflip.core.records import Answer, ModelVersion, Prompt
 from backflip.core.rng import seed_of
 from backflip.cycle.checkpoints import load_policy_state
@@ -14,6 +17,8 @@ from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.untouched import untouched_of
 from backflip.models.chat import open_chat
 from backflip.sampling.engine import Engine
+
+WHOLE = "a whole number of 1 or more"
 
 
 @final
@@ -30,21 +35,42 @@ class Policy:
     """Requests answered so far."""
 
     def answer(self, text: str) -> Answer:
-        """Answer one request; its luck is keyed by (seed, turn). Raises: DataError when `text` is too long."""
+        """Answer one request; its luck is keyed by (seed, turn). Raises: DataError when `text` is empty or too long."""
         [[answer]] = self.answers([text])
         return answer
 
     def answers(self, texts: Sequence[str], each: int = 1) -> list[list[Answer]]:
         """`each` answers to every request, a list a request; request i has the luck of turn + i.
 
-        Raises: DataError when a text is empty or too long.
+        Raises: DataError when a text is empty, blank or too long; ConfigError for anything but a list of texts, or
+        when `each` is no whole number of 1 or more.
         """
-        prompts = [Prompt(id=f"chat-{self.turn + i}", split="final", text=text) for i, text in enumerate(texts)]
+        listed = [] if isinstance(texts, str) else list(texts)
+        apart = not isinstance(texts, str) and all(isinstance(text, str) for text in listed)
+        require_argument("texts", texts, "a list of texts; one text alone goes to answer()", fits=apart)
+        require_argument("each", each, WHOLE, fits=_positive(each, Integral))
+        for number, text in enumerate(listed, 1):
+            if not text.strip():
+                raise DataError(
+                    f"Request {number} is empty.\nThere is nothing to answer.\nWrite something, or drop it."
+                )
+        prompts = [Prompt(id=f"chat-{self.turn + i}", split="final", text=text) for i, text in enumerate(listed)]
         seed = seed_of(self.seed, "chat")
         batches = self.engine.sample(prompts, each, seed=seed, max_tokens=self.max_tokens)
         flat = [answer for batch in batches for answer in batch]
         self.turn += len(prompts)
         return [flat[at : at + each] for at in range(0, len(flat), each)]
+
+
+def require_argument(name: str, value: object, what: str, *, fits: bool, cure: str = "") -> None:
+    """Refuse an argument that does not fit; `what` says what would. Raises: ConfigError."""
+    if not fits:
+        raise ConfigError(f"{name} = {shown(value)} does not fit.\nIt must be {what}.\n{cure or 'Give such a value.'}")
+
+
+def _positive(value: Any, kind: Any) -> bool:
+    """Whether it is a finite number of this kind above 0; numpy's are numbers, True is none."""
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def load_policy(
@@ -74,12 +100,9 @@ def load_policy(
     plan = read_plan(root / PLAN)
     temperature = plan.sampling.temperature if temperature is None else temperature
     max_tokens = plan.sampling.max_tokens if max_tokens is None else max_tokens
-    for name, value, least in (
-        ("temperature", temperature, "a number above 0"),
-        ("max_tokens", max_tokens, "1 or more"),
-    ):
-        if not value > 0:
-            raise ConfigError(f"{name} = {value} does not fit.\nIt must be {least}.\nLeave it out to take the plan's.")
+    cure, warm = "Leave it out to take the plan's.", _positive(temperature, Real)
+    require_argument("temperature", temperature, "a number above 0", fits=warm, cure=cure)
+    require_argument("max_tokens", max_tokens, WHOLE, fits=_positive(max_tokens, Integral), cure=cure)
     saved = None if version == REFERENCE else saved_version(root, plan, "policy", version)
     loaded = untouched_of(root, plan)
     trunk = loaded.trunk

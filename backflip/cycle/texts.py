@@ -11,7 +11,7 @@ from backflip.core.records import Answer, Prompt
 from backflip.cycle.artefacts import readable
 from backflip.cycle.folder import PLAN, RunPath, find_run
 from backflip.cycle.plan import read_plan
-from backflip.cycle.talk import saved_version
+from backflip.cycle.talk import require_argument, saved_version
 from backflip.cycle.untouched import untouched_of
 from backflip.models.chat import open_chat
 from backflip.rewards.model import RewardModel
@@ -32,8 +32,12 @@ class TextScorer:
         """(B,) rewards of B (request, answer) pairs.
 
         An answer is a text, taken to have ended by itself, or an `Answer` as a policy gives it.
-        Raises: DataError when a request has no tokens, or a pair exceeds the model's context.
+        Raises: DataError when a request has no tokens, or a pair exceeds the model's context; ConfigError for anything
+        but such pairs.
         """
+        for number, pair in enumerate(pairs):
+            what = "(request, answer), the answer a text or an Answer"
+            require_argument(f"pairs[{number}]", pair, what, fits=_is_pair(pair))
         if not pairs:
             return np.zeros(0)
         ids = {text: f"{n + 1}" for n, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
@@ -51,6 +55,14 @@ class TextScorer:
             )  # fmt: skip
         chat.encode(prompt, len(said.tokens))
         return said
+
+
+def _is_pair(value: object) -> bool:
+    """Whether it is a request and an answer to it."""
+    match value:
+        case [str(), str() | Answer()]:
+            return True
+    return False
 
 
 def load_reward(run: RunPath, version: str | None = None) -> TextScorer:

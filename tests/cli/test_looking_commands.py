@@ -139,7 +139,11 @@ def test_chat_answers_line_after_line_until_the_input_ends(finished):
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(("--prompt", " "), "--prompt is empty"), (("--json",), "--json needs a request")],
+    [
+        (("--prompt", " "), "--prompt is empty"),
+        (("--json",), "--json needs a request"),
+        (("--prompt", "Hello", "--temperature", "inf"), "temperature = inf does not fit"),
+    ],
 )
 def test_chat_refuses_what_it_cannot_answer(finished, words: tuple[str, ...], says: str):
     said = finished.call("chat", *words)

@@ -151,10 +151,54 @@ def test_many_requests_at_once_are_answered_as_one_by_one(root: Path) -> None:
     assert [[a.index for a in row] for row in many.answers(texts, each=2)] == [[0, 1]] * 3
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("temperature", float("nan")), ("max_tokens", 0)])
-def test_a_number_no_policy_can_answer_with_is_refused(root: Path, name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{name} = .* does not fit"):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", v) for v in (0.0, float("nan"), float("inf"), "1", True)),
+        *(("max_tokens", v) for v in (0, -1, 2.5, float("inf"), "8", True)),
+    ],
+)
+def test_a_number_no_policy_can_answer_with_is_refused(root: Path, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){name} = .* does not fit.*take the plan's"):
         load_policy(root, **{name: value})
+
+
+def test_numbers_of_numpy_are_numbers(root: Path) -> None:
+    policy = load_policy(root, temperature=np.float32(0.5), max_tokens=np.int64(3))  # type: ignore[arg-type]
+
+    assert [len(row) for row in policy.answers(["we love tea"], each=np.int64(2))] == [2]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("each", [0, -1, 1.5, "2", True])
+def test_fewer_answers_than_one_cannot_be_asked_for(root: Path, each: Any) -> None:
+    with pytest.raises(ConfigError, match="each = .* does not fit.\nIt must be a whole number of 1 or more"):
+        load_policy(root).answers(["we love tea"], each=each)
+
+
+@pytest.mark.parametrize("texts", ["we love tea", ["we love tea", 3], [None]])
+def test_anything_but_a_list_of_texts_is_no_request(root: Path, texts: Any) -> None:
+    with pytest.raises(
+        ConfigError, match="texts = .* does not fit.\nIt must be a list of texts; one text alone goes to"
+    ):
+        load_policy(root).answers(texts)
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_request_is_refused_and_uses_up_no_luck(root: Path, text: str) -> None:
+    policy = load_policy(root)
+    with pytest.raises(DataError, match="Request 2 is empty"):
+        policy.answers(["we love tea", text])
+    with pytest.raises(DataError, match="Request 1 is empty"):
+        policy.answer(text)
+
+    assert policy.turn == 0
+    assert policy.answers([]) == []
+
+
+@pytest.mark.parametrize("pair", [("we love tea", 3), ("we love tea", None), ("one", "two", "three"), "ab", 7])
+def test_anything_but_a_request_and_an_answer_has_no_score(root: Path, pair: Any) -> None:
+    with pytest.raises(ConfigError, match=r"pairs\[1\] = .* does not fit.\nIt must be \(request, answer\)"):
+        load_reward(root).score([("we love tea", "good"), pair])
 
 
 def test_a_loaded_reward_has_mean_0_and_std_1_on_the_untouched_models_answers(root: Path) -> None:
