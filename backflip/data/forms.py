@@ -87,10 +87,11 @@ def _preference(row: Mapping[str, Any], where: str, split: Split | None) -> Pref
     first = row.get("shown_first")
     if first not in (None, "chosen", "rejected"):
         raise fault(where, "shown_first does not fit", "It must be chosen or rejected, or left out.")
+    strength, said = _strength(row.get("strength")), _says_something(row.get("strength"))
     return Preference(
         where=where, prompt=prompt, chosen=chosen, rejected=rejected, rater=_rater(row, where),
         rater_kind=_rater_kind(row, where), tie=_truth(row.get("tie", False), where, "tie"),
-        strength=_strength(row.get("strength"), where), split=split, shown_first=first,
+        strength=strength, strength_ignored=said and strength is None, split=split, shown_first=first,
         chosen_ended=_truth(row.get("chosen_ended", True), where, "chosen_ended"),
         rejected_ended=_truth(row.get("rejected_ended", True), where, "rejected_ended"),
         pair=_name(row.get("pair")), ranking=_name(row.get("ranking")), reason=_name(row.get("reason")),
@@ -195,19 +196,18 @@ def _truth(value: Any, where: str, column: str) -> bool:
     return word in _YES
 
 
-def _strength(value: Any, where: str) -> int | None:
-    """How sure the rater was, 1 to 3."""
-    if value is None:
-        return None
+def _strength(value: Any) -> int | None:
+    """How sure the rater was, 1 to 3; None where a column of this name holds something else."""
     try:
         number = math.nan if isinstance(value, bool) or _huge(value) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if math.isnan(number) and isinstance(value, float):
-        return None  # how tables of numbers write that nothing was said
-    if number not in (1, 2, 3):
-        raise fault(where, "strength does not fit", "It must be 1, 2 or 3, or left out.")
-    return int(number)
+    return int(number) if number in (1, 2, 3) else None
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a cell is filled; NaN is how tables of numbers leave one empty."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def _huge(value: Any) -> bool:

@@ -40,6 +40,8 @@ class Preference:
     """True: neither was better, and which is called chosen means nothing."""
     strength: int | None = None
     """1 to 3."""
+    strength_ignored: bool = False
+    """The source says how sure the rater was, on another scale."""
     split: Split | None = None
     shown_first: Literal["chosen", "rejected"] | None = None
     chosen_ended: bool = True

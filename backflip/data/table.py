@@ -109,6 +109,9 @@ def warnings_about(preferences: Sequence[Preference], source: str) -> list[str]:
         for count, word in ((longer, "longer"), (shorter, "shorter")):
             if count == len(decided):
                 out.append(f"every chosen answer is {word} than the rejected one: a reward may learn length alone")
+    odd = [p.where for p in preferences if p.strength_ignored]
+    if odd:
+        out.append(f"strength is not 1, 2 or 3 in {len(odd)} of {len(preferences)} rows, first {odd[0]}: ignored there")
     if preferences and not decided:
         out.append("every row is a tie: no preference can be learnt from these rows alone")
     return out

@@ -1,6 +1,7 @@
 """Every known form of a row, plain and conversational, and one message for each fault."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from backflip.core.errors import BackflipError, DataError
 from backflip.data.forms import read_row, recognise
 from backflip.data.records import Demonstration, Preference, Record, Request, Thumb
-from backflip.data.table import judgements, pair_thumbs, read_table, warnings_about
+from backflip.data.sources import Row
+from backflip.data.table import judgements, pair_thumbs, read_table, table_of, warnings_about
 
 USER, BOT = ("user", "Say hello."), ("assistant", "Hello!")
 
@@ -121,9 +123,7 @@ def test_the_form_is_told_by_the_columns(row: dict[str, Any], kind: type) -> Non
         ({"prompt": turns(USER, BOT), "chosen": "a", "rejected": "b"}, "ends with what the assistant says"),
         ({"prompt": [{"role": "bot", "content": "x"}], "chosen": "a", "rejected": "b"}, "has no role of system, user"),
         ({"prompt": "p", "chosen": turns(USER), "rejected": "b"}, "chosen is not one answer to the prompt"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "strength": 4}, "strength does not fit"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": "perhaps"}, "tie is neither true nor false"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "strength": 10**400}, "strength does not fit"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": 10**5000}, "tie is neither true nor false"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "split": "extra"}, "split does not fit"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "rater": ["x"]}, "rater does not fit"),
@@ -135,6 +135,19 @@ def test_a_row_that_does_not_fit_is_told_in_three_lines(row: dict[str, Any], wor
     with pytest.raises(DataError, match=words) as told:
         read(row)
     assert len(str(told.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("strength", [4, 0, 0.7, 1.5, 10**400, "much", True, [1], math.inf])
+def test_a_strength_on_another_scale_is_left_out_and_told_once(strength: Any) -> None:
+    column = [strength, 3, strength, math.nan]
+    rows = [{"prompt": "p", "chosen": f"a{n}", "rejected": f"b{n}", "strength": said} for n, said in enumerate(column)]
+    table = table_of((Row(f"row {n}", row, None) for n, row in enumerate(rows, 1)), "rows")
+
+    assert [r.strength for r in table.records if isinstance(r, Preference)] == [None, 3, None, None]
+    assert table.left_out == []
+    assert [w for w in table.warnings if "strength" in w] == [
+        "strength is not 1, 2 or 3 in 2 of 4 rows, first row 1: ignored there"
+    ]
 
 
 def test_a_prompt_only_file_given_as_preferences_names_what_it_has(tmp_path: Path) -> None:
