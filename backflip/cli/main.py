@@ -20,7 +20,7 @@ from backflip.cli.import_ import import_
 from backflip.cli.init import init
 from backflip.cli.report import report
 from backflip.cli.run import run
-from backflip.cli.start import STOP, STOPPED
+from backflip.cli.start import STOP, stopped
 from backflip.cli.status import status
 from backflip.cli.terminal import Stopped, err
 from backflip.core.errors import BackflipError, Paused
@@ -72,13 +72,13 @@ def main() -> int:
         return e.exit_code
     except BackflipError as e:
         if STOP.number is not None:  # the interrupt fell into a library that made another error of it
-            err(STOPPED)
+            err(stopped())
             return INTERRUPTED
         err(f"backflip: {e}")
         return e.exit_code
     except SystemExit as e:
         if e.code == INTERRUPTED:
-            err(STOPPED)
+            err(stopped())
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     return 0
 

@@ -8,7 +8,7 @@ import typer
 
 from backflip.cli.progress import watching
 from backflip.cli.report import report_end
-from backflip.cli.start import STOPPED
+from backflip.cli.start import CARRIES_ON
 from backflip.cli.terminal import AsJson, Stopped, run_folder
 from backflip.core.config import Unfit
 from backflip.core.errors import ConfigError
@@ -53,7 +53,7 @@ def carry_on(root: Path, watcher: Any) -> None:
     try:
         run_rounds(root, watcher)
     except KeyboardInterrupt:
-        raise Stopped(STOPPED) from None
+        raise Stopped(CARRIES_ON) from None
 
 
 def _start(file: Path | None, folder: Path | None, changes: dict[str, Any]) -> Path:

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, NoReturn, final
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-STOPPED = "stopped; the same command carries on"
+STOPPED = "stopped"
+CARRIES_ON = "stopped; the same command carries on"
+CARRYING = ("run", "demo")
+"""Commands that leave something to carry on."""
 SHOW_CURSOR = "\x1b[?25h"
+
+
+def stopped() -> str:
+    """What is said after a stop. What command it was is read off the process: none may have begun yet."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    return CARRIES_ON if command in CARRYING else STOPPED
 
 
 @final
@@ -45,7 +54,7 @@ class Stop:
 
     def leave(self) -> NoReturn:
         """End the process now."""
-        os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}{STOPPED}\n".encode())
+        os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}{stopped()}\n".encode())
         os._exit(self.code)
 
     @property
@@ -71,6 +80,6 @@ def main() -> int:
         if STOP.number is None:
             raise
         STOP.over = True
-        os.write(2, f"{STOPPED}\n".encode())
+        os.write(2, f"{stopped()}\n".encode())
         code = STOP.code
     return code if STOP.number is None else STOP.code

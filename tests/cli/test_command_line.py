@@ -78,4 +78,4 @@ def test_ctrl_c_in_any_command_is_one_line(backflip, monkeypatch):
     said = backflip("status")
 
     assert said.code == 130
-    assert said.err == "stopped; the same command carries on\n"
+    assert said.err == "stopped\n"

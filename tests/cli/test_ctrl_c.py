@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Finished
 from kills import differences, fingerprint
 from tiny_run import new_run, save_model
 
-from backflip.cli.start import STOPPED
+from backflip.cli.start import CARRIES_ON, STOPPED
 
 FORKS = """
 import json, os, sys, traceback
@@ -107,15 +108,15 @@ def whole(forks: Forks, model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return Whole(root, time.monotonic() - began)
 
 
-def stopped_cleanly(code: int, err: str, expected: int = 130) -> bool:
+def stopped_cleanly(code: int, err: str, expected: int = 130, said: str = CARRIES_ON) -> bool:
     """Whether the command was stopped, and not at its end already; fails when it was not stopped cleanly."""
     assert "Traceback" not in err, err
     assert "KeyboardInterrupt" not in err, err
     if code == 0:
         return False
     assert code == expected, err
-    assert err.splitlines()[-1] == STOPPED, err
-    assert err.count(STOPPED) == 1
+    assert err.splitlines()[-1] == said, err
+    assert sum(line.startswith(STOPPED) for line in err.splitlines()) == 1
     return True
 
 
@@ -177,7 +178,7 @@ def test_what_only_writes_is_stopped_without_leaving_half_a_file(
     args: list[Any] = ["report", whole.root] if command == "report" else ["export", "policy", whole.root, "--out", out]
     before = names(whole.root)
     for after_s in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
-        stopped_cleanly(*forks.call(*args, after_s=after_s))
+        stopped_cleanly(*forks.call(*args, after_s=after_s), said=STOPPED)
         assert names(whole.root) == before
         assert not [p for p in tmp_path.iterdir() if p != out]
         if out.exists():
@@ -238,7 +239,7 @@ def fault():
     raise ZeroDivisionError("ours")
 
 class Fake:
-    main = staticmethod(globals()[sys.argv[1]])
+    main = staticmethod(globals()[sys.argv.pop(1)])
 
 sys.modules["backflip.cli.main"] = Fake
 sys.exit(start.main())
@@ -250,11 +251,38 @@ sys.exit(start.main())
     [("stubborn", 130), ("swallowing", 130), ("another_error", 130), ("plainly", 130), ("late", 0)],
 )
 def test_an_interrupt_is_never_lost_nor_shown_as_a_fault(what: str, code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", STUBBORN, what], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", STUBBORN, what, "run"], capture_output=True, text=True, check=False)
 
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
-    assert done.stderr == (f"{STOPPED}\n" if code else "")
+    assert done.stderr == (f"{CARRIES_ON}\n" if code else "")
+
+
+@pytest.mark.parametrize("what", ["stubborn", "another_error", "plainly"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demo", "--seed", "1"], CARRIES_ON),
+        (["chat", "run"], STOPPED),
+        (["doctor"], STOPPED),
+        (["export", "data"], STOPPED),
+        ([], STOPPED),
+    ],
+)
+def test_only_a_command_that_leaves_something_to_carry_on_says_so(what: str, words: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", STUBBORN, what, *words], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (130, f"{said}\n")
+
+
+def test_a_chat_that_is_stopped_at_its_prompt_says_no_more(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    said = finished.call("chat", finished.root)
+
+    assert (said.code, said.out, said.err.splitlines()[-1]) == (130, "", STOPPED)
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
