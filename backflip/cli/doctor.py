@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backflip.cli.progress import clock, watching
-from backflip.cli.run import changed_plan
+from backflip.cli.run import ModelName, PromptFile, changed_plan
 from backflip.cli.terminal import AsJson, print_json
 
 if TYPE_CHECKING:
@@ -22,12 +22,8 @@ def doctor(
     plan: Annotated[
         Path | None, typer.Argument(metavar="[PLAN]", help="A plan file or a run's folder; the demo when left out.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder in Hugging Face format, a Hub id, or a .gguf file.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help='Your own prompts: a JSONL file of {"prompt": ...} lines.')
-    ] = None,
+    model: ModelName = None,
+    prompts: PromptFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Check model, prompts and sizes of a plan, and estimate the time and memory of its run.

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from backflip.cycle.plan import Plan
 
 Folder = Annotated[Path | None, typer.Option("--dir", help="The run's folder. A run that is there is carried on.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="A folder in Hugging Face format, a Hub id, or a .gguf file.")
+]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", help='Your own prompts: a JSONL file of {"prompt": ...} lines.')
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of sample, rate, fit, optimise, measure.")]
 
 
 def run(
     plan: Annotated[Path | None, typer.Argument(help="A plan file; `backflip init` writes one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder in Hugging Face format, a Hub id, or a .gguf file.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help='Your own prompts: a JSONL file of {"prompt": ...} lines.')
-    ] = None,
+    model: ModelName = None,
+    prompts: PromptFile = None,
     dir: Folder = None,
     seed: Seed = None,
     rounds: Rounds = None,
