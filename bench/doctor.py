@@ -124,7 +124,8 @@ def main() -> None:
         ]
         raw = relative(raw_file("doctor", f"{key}-0", args.quick)).replace("-0.json", "-*.json")
         rows += rows_of(name, found, command, raw)
-    write_results("doctor", rows, args.quick, [plan.seed for plan in plans.values()][:1], {"repeats": args.repeats})
+    facts = {"repeats": args.repeats, "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    write_results("doctor", rows, args.quick, [plan.seed for plan in plans.values()][:1], facts)
 
 
 if __name__ == "__main__":
