@@ -19,7 +19,7 @@ from backflip.core.records import Answer, Prompt
 from backflip.models.chat import Chat
 from backflip.policies.state import PolicyState
 from backflip.rewards.fit import Reward
-from backflip.sampling.score import Reader, Reading
+from backflip.sampling.score import Reader, Reading, sampled_logp
 
 Array = NDArray[np.float64]
 
@@ -142,10 +142,7 @@ def _words(text: str) -> str:
 def sampler_agrees(reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Finding:
     """Whether the log-probabilities that were recorded while sampling are those that the trainer computes."""
     reading = reader.reference(prompts, answers)
-    sampled = torch.zeros_like(reading.logp)
-    for row, a in enumerate(answers):
-        sampled[row, : len(a.logp)] = torch.from_numpy(np.array(a.logp)).to(sampled.device)
-    gap = (reading.logp - sampled)[reading.mask]
+    gap = (reading.logp - sampled_logp(answers, reading))[reading.mask]
     figures = _gap_figures(gap)
     fact = (
         f"Sampler and trainer differ by {figures['mean_nats']:.4f} nats a token, {figures['max_nats']:.2g} at most; "

@@ -20,7 +20,7 @@ from backflip.objectives.kl import next_coefficient
 from backflip.policies.plan import PPO, Optimise
 from backflip.policies.state import PolicyState
 from backflip.sampling.engine import Engine
-from backflip.sampling.score import Reader, Reading
+from backflip.sampling.score import Reader, Reading, sampled_logp
 
 Scores = NDArray[np.float64]
 
@@ -138,9 +138,7 @@ def roll_out(state: PolicyState, tools: Tools, settings: Settings, *, answers: i
     reference = tools.reader.reference(asked, said)
     policy = tools.reader.read(asked, said, state.adapter)
     device = policy.logp.device
-    sampler = torch.zeros_like(policy.logp)
-    for row, a in enumerate(said):
-        sampler[row, : len(a.logp)] = torch.from_numpy(np.array(a.logp)).to(device)
+    sampler = sampled_logp(said, policy)
     paid = torch.as_tensor(paid_scores(scores, said, config.missing_end_penalty), dtype=torch.float32, device=device)
     return Rollout(asked, said, scores, paid, reference, policy, sampler)
 

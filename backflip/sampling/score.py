@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,14 @@ class Reading:
     pooled: dict[int, Tensor]
     last: Tensor
     states: Tensor | None
+
+
+def sampled_logp(answers: Sequence[Answer], reading: Reading) -> Tensor:
+    """(B, T) log-probabilities recorded while the answers were sampled, laid out as in their `reading`; else 0."""
+    out = torch.zeros_like(reading.logp)
+    for row, a in enumerate(answers):
+        out[row, : len(a.logp)] = torch.from_numpy(np.array(a.logp)).to(out.device)
+    return out
 
 
 def middle_layer(layers: int) -> int:
