@@ -1,5 +1,7 @@
-"""When memory runs out: how that is recognised, and what is said."""
+"""Memory of the process: kept for the next tensor, and what is said when it runs out."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +9,25 @@ from backflip.core.errors import BackflipError
 
 WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "bad allocation")
 """What allocators say in a RuntimeError: CUDA's, PyTorch's for the CPU, cuBLAS', C++'s."""
+
+
+KEPT_BLOCK, KEPT_FREE = 100_000_000, 1_000_000_000
+"""Bytes: the largest block that is used again rather than given back, and how much may lie free."""
+
+
+def keep_freed() -> None:
+    """Let the C library use freed blocks again instead of asking the system for new ones, page by page.
+
+    A training step takes a tenth less time so (docs/log.md). Only glibc is told; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        tell = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return
+    tell(-3, KEPT_BLOCK)  # M_MMAP_THRESHOLD
+    tell(-1, KEPT_FREE)  # M_TRIM_THRESHOLD
 
 
 def ran_out(error: BaseException) -> bool:

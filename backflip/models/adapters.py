@@ -7,6 +7,7 @@ forward; no model carries one as state.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,26 +109,47 @@ def adapter_from_state(
 def adapted_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None, layers: Mapping[str, int]
 ) -> Tensor:
-    """x W' with the adapter's change; `layers` are those fused row-wise in `weight`, with their rows.
+    """x W' where `weight` holds the adapter's change already (`changed_weight`).
 
-    Shapes: x (N, in), weight (out, in) -> (N, out). Gradient flows into x and the adapter's tensors.
-    An adapter may change some of the layers only.
+    Shapes: x (N, in), weight (out, in) -> (N, out); `layers` are those fused row-wise in `weight`, with their rows.
+    Gradient flows into x, and into the adapter's tensors as if the sum had not been rounded.
     """
-    changed = [n for n in layers if adapter is not None and n in adapter.b]
-    if adapter is None or not changed:
+    if adapter is None or not torch.is_grad_enabled() or not any(n in adapter.b for n in layers):
         return linear(x, weight, bias)
-    if not adapter.rank:
-        return torch.nn.functional.linear(x, changed_weight(weight, adapter, layers), bias)
-    y = linear(x, weight, bias)
-    down = torch.nn.functional.linear(x, torch.cat([adapter.a[n] for n in changed]).to(x.dtype))
-    low = dict(zip(changed, down.chunk(len(changed), -1), strict=True))
-    parts = [
-        torch.nn.functional.linear(low[n], (adapter.b[n] * adapter.scale).to(x.dtype))
-        if n in low
-        else y.new_zeros(len(y), rows)
-        for n, rows in layers.items()
-    ]
-    return y + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+    places, tensors, at = [], [], 0
+    for name, rows in layers.items():
+        if name in adapter.b:
+            places.append(slice(at, at + rows))
+            tensors += [adapter.a[name], adapter.b[name]] if adapter.rank else [adapter.b[name]]
+        at += rows
+    return _Adapted.apply(x, weight, bias, places, adapter.scale, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Adapted(torch.autograd.Function):
+    """The product, with gradients for x and for the adapter: of the low-rank factors, or of the full change."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, places: list[slice], scale: float, *tensors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, *tensors)
+        ctx.weight, ctx.places, ctx.scale = weight, places, scale
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, *tensors = ctx.saved_tensors
+        (dy,) = grads
+        dx = torch.mm(dy, ctx.weight) if ctx.needs_input_grad[0] else None
+        if len(tensors) == len(ctx.places):
+            changes = [torch.mm(dy[:, place].T, x).float() for place in ctx.places]
+            return dx, None, None, None, None, *changes
+        a = torch.cat(tensors[0::2]).to(x.dtype)
+        down = torch.mm(x, a.T).chunk(len(ctx.places), 1)
+        of_b = [torch.mm(dy[:, p].T, low).float() * ctx.scale for p, low in zip(ctx.places, down, strict=True)]
+        up = [torch.mm(dy[:, p], (b * ctx.scale).to(x.dtype)) for p, b in zip(ctx.places, tensors[1::2], strict=True)]
+        of_a = torch.mm(torch.cat(up, 1).T, x).float().chunk(len(ctx.places))
+        return dx, None, None, None, None, *(g for pair in zip(of_a, of_b, strict=True) for g in pair)
 
 
 def changed_weight(weight: Tensor, adapter: Adapter, layers: Mapping[str, int]) -> Tensor:

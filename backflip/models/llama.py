@@ -5,6 +5,7 @@ tokenizers, rewards or optimisers.
 """
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backflip.models.adapters import Adapter, adapted_linear, changed_weight
+from backflip.models.attention import attend
 from backflip.models.linear import linear
 from backflip.models.packed import Packed, pack
 from backflip.models.trunk import Decoder, Hidden
@@ -78,6 +80,7 @@ class Llama:
             for i in range(self.layers)
         ]
         """Per block and field, the Hugging Face layers it holds with their rows."""
+        self._last: tuple[weakref.ref[Adapter], tuple[int, ...], Llama] | None = None
 
     # --- scoring and training -------------------------------------------------------------------------
 
@@ -87,14 +90,15 @@ class Llama:
         """Hidden states of every token; see `Trunk.hidden`."""
         x = F.embedding(batch.ids, self.embedding)
         rope, masks = self._rope(batch.positions), answer_attention(batch)
+        changed = self.merged(adapter)
         kept = {}
         for i in range(self.layers):
             if i in keep:
                 kept[i] = x
             if checkpoint and torch.is_grad_enabled():
-                x = recompute(self._block, x, i, batch, rope, masks, adapter, use_reentrant=False)
+                x = recompute(changed._block, x, i, batch, rope, masks, adapter, use_reentrant=False)
             else:
-                x = self._block(x, i, batch, rope, masks, adapter)
+                x = changed._block(x, i, batch, rope, masks, adapter)
         final = self._rms(x, self.norm)
         return Hidden(final, kept | ({self.layers: final} if self.layers in keep else {}))
 
@@ -142,13 +146,14 @@ class Llama:
             return t[rows].transpose(1, 2)
 
         pk, pv = spread(k, batch.prompt_rows), spread(v, batch.prompt_rows)
-        seen = F.scaled_dot_product_attention(spread(q, batch.prompt_rows), pk, pv, is_causal=True, enable_gqa=True)
+        scale = self.head_dim**-0.5
+        seen = attend(spread(q, batch.prompt_rows), pk, pv, prompt_attention(batch), scale)
         out = [seen.transpose(1, 2)[batch.prompt_mask]]
         if mask is not None:
             own = batch.answer_prompt
             ak = torch.cat([pk[own], spread(k, batch.answer_rows)], 2)
             av = torch.cat([pv[own], spread(v, batch.answer_rows)], 2)
-            seen = F.scaled_dot_product_attention(spread(q, batch.answer_rows), ak, av, attn_mask=mask, enable_gqa=True)
+            seen = attend(spread(q, batch.answer_rows), ak, av, mask, scale)
             out.append(seen.transpose(1, 2)[batch.answer_mask])
         return torch.cat(out).reshape(q.shape[0], -1)
 
@@ -177,18 +182,23 @@ class Llama:
         return {f"model.layers.{i}.{name}": s for i in range(self.layers) for name, s in sizes.items()}
 
     def merged(self, adapter: Adapter | None) -> "Llama":
-        """A copy with the adapter folded in; see `Trunk.merged`."""
+        """A copy with the adapter folded in; see `Trunk.merged`. The last one is kept until its adapter changes."""
         if adapter is None:
             return self
+        versions = tuple(t._version for t in adapter.parameters())
+        if self._last is not None and self._last[0]() is adapter and self._last[1] == versions:
+            return self._last[2]
         blocks = []
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             for i, w in enumerate(self.blocks):
                 new = {}
                 for field, layers in self.fused[i].items():
                     if any(n in adapter.b for n in layers):
                         new[field] = changed_weight(getattr(w, field), adapter, layers)
                 blocks.append(replace(w, **new))
-        return Llama(self.config, self.embedding, blocks, self.norm, self.output)
+        model = Llama(self.config, self.embedding, blocks, self.norm, self.output)
+        self._last = (weakref.ref(adapter), versions, model)
+        return model
 
     # --- decoding -------------------------------------------------------------------------------------
 
@@ -266,6 +276,12 @@ class LlamaDecoder:
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
         self.lengths = self.lengths[rows]
+
+
+def prompt_attention(batch: Packed) -> Tensor:
+    """(1, 1, Tp, Tp) bool: a prompt's token sees itself and what comes before."""
+    width = batch.prompt_rows.shape[1]
+    return torch.ones(1, 1, width, width, dtype=torch.bool, device=batch.ids.device).tril()
 
 
 def answer_attention(batch: Packed) -> Tensor | None:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from backflip.core.errors import DataError
+from backflip.core.memory import keep_freed
 from backflip.models import llama
 from backflip.models.adapter_folder import CONFIG as ADAPTER_CONFIG
 from backflip.models.adapter_folder import load_adapter, read_config
@@ -108,6 +109,7 @@ def load_model(
     The own forward is taken where it supports the family (and `own`), Hugging Face's otherwise. Dropout is
     off in both. Raises: DataError when the model cannot be found or read, or is of a kind that cannot serve.
     """
+    keep_freed()
     source = locate(model)
     if Path(source).is_dir():
         check_folder(Path(source))

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from backflip.core.errors import DataError
-from backflip.models.adapters import Adapter, adapter_from_state, new_adapter, upper_layers
+from backflip.models.adapters import (
+    Adapter,
+    adapted_linear,
+    adapter_from_state,
+    changed_weight,
+    new_adapter,
+    upper_layers,
+)
 from backflip.models.generic import Generic
 from backflip.models.logp import token_logp
 from backflip.models.packed import Packed
@@ -254,3 +261,33 @@ def test_the_upper_half_of_five_blocks_is_the_last_two():
     assert list(upper_layers(shapes, 0.5)) == ["model.layers.3.q", "model.layers.4.q"]
     assert list(upper_layers(shapes, 0.0)) == ["model.layers.4.q"]
     assert len(upper_layers(shapes, 1.0)) == 5
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_folded_product_has_the_gradients_of_the_sum_it_stands_for(rank: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    layers = {"q": 4, "k": 2, "v": 3}  # only two of them adapted
+    adapter = new_adapter({"q": (4, 5), "v": (3, 5)}, rank=rank, alpha=6, seed=0)
+    for b in adapter.b.values():
+        b.data.copy_(torch.randn(b.shape, generator=draw))
+    weight, bias = torch.randn(9, 5, generator=draw), torch.randn(9, generator=draw)
+    x, weigh = torch.randn(7, 5, generator=draw).requires_grad_(), torch.randn(7, 9, generator=draw)
+    folded = changed_weight(weight, adapter, layers).detach()
+    learned = [x, *adapter.parameters()]
+    ours = torch.autograd.grad((adapted_linear(x, folded, bias, adapter, layers) * weigh).sum(), learned)
+    plain = x @ changed_weight(weight, adapter, layers).T + bias
+    for mine, other in zip(ours, torch.autograd.grad((plain * weigh).sum(), learned), strict=True):
+        assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+def test_the_folded_model_is_made_again_when_its_adapter_has_moved() -> None:
+    trunk, _ = trunk_of("llama")
+    adapter = trained(trunk)
+    first = trunk.merged(adapter)
+    assert trunk.merged(adapter) is first
+    with torch.no_grad():
+        next(adapter.parameters()).mul_(2)
+    second = trunk.merged(adapter)
+    assert second is not first
+    assert not torch.equal(second.hidden(batch_of(trunk)).final, first.hidden(batch_of(trunk)).final)
+    assert trunk.merged(trained(trunk)) is not second
