@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backflip.core.errors import DataError
 from backflip.core.records import Answer, Prompt
 from backflip.models.adapters import Adapter
 from backflip.models.chat import Chat
@@ -54,13 +55,23 @@ def answer_batches(count: int, size: int) -> Iterator[slice]:
 
 
 def pack_answers(chat: Chat, prompts: Sequence[Prompt], answers: Sequence[Answer], device: torch.device) -> Packed:
-    """Pack `answers` (B) with `prompts` (B, one per answer; repeats are stored once)."""
+    """Pack `answers` (B) with `prompts` (B, one per answer; repeats are stored once).
+
+    Raises: DataError when a prompt and its answer exceed the model's context.
+    """
     index: dict[str, int] = {}
     ids: list[list[int]] = []
-    for p in prompts:
+    for p, a in zip(prompts, answers, strict=True):
         if p.id not in index:
             index[p.id] = len(ids)
             ids.append(chat.encode(p))
+        if (count := len(ids[index[p.id]]) + len(a.tokens)) > chat.context:
+            raise DataError(
+                f"Prompt {p.id} and an answer to it have {count} tokens, more than the model's context of "
+                f"{chat.context}.\n"
+                "The answer was made for a model with a longer context, or another chat template adds tokens here.\n"
+                "Shorten the prompt, lower sampling.max_tokens, or take a model with a longer context."
+            )
     return pack(ids, [a.tokens.tolist() for a in answers], [index[p.id] for p in prompts], device)
 
 
@@ -100,7 +111,10 @@ class Reader:
         layers: Sequence[int] = (),
         states: bool = False,
     ) -> Reading:
-        """Read B answers to B prompts (one per answer). Raises: ValueError when there are none or one is empty."""
+        """Read B answers to B prompts (one per answer).
+
+        Raises: ValueError when there are none or one is empty; DataError when one exceeds the model's context.
+        """
         if not answers or any(len(a.tokens) == 0 for a in answers):
             raise ValueError("nothing to read: every answer needs at least one token")
         width = max(len(a.tokens) for a in answers)

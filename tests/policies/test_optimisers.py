@@ -120,6 +120,26 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny_model: Path, monkeypatc
 
 
 @every
+def test_parts_of_a_minibatch_add_up_to_its_gradient(tiny_model: Path, by: str):
+    def gradient_of(micro: int) -> torch.Tensor:
+        """Adam's first moments after one gradient step: a tenth of its gradient, which nothing clips."""
+        plan = config(prompts=4, answers=4, minibatches=1, micro=micro, max_norm=1e9)
+        bench = bench_of(tiny_model, by, Pay(), plan)
+        assert bench.state is not None
+        for name in bench.state.adapter.b:  # away from the start, where half of the gradient is 0
+            bench.state.adapter.b[name].data.fill_(0.02)
+        how = Optimise(by=by, kl="k3")  # type: ignore[arg-type]
+        list(METHODS[by].climb(bench.state, bench.tools, plan, how, seed=5, max_tokens=10, until=1))  # type: ignore[index]
+        return torch.cat([bench.state.optimiser.state[p]["exp_avg"].flatten() for p in bench.state.adapter.parameters()])
+
+    single, three, whole = (gradient_of(micro).double() for micro in (1, 3, 16))
+
+    assert float(whole.norm()) > 1e-4
+    for parts in (single, three):
+        assert float((parts - whole).norm() / whole.norm()) < 1e-6
+
+
+@every
 def test_a_gradient_that_is_not_finite_stops_the_climb_before_a_weight_changes(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ):

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ANSWERS, ASKED, OWN, RAGGED, chat, oracle_logits, oracle_logp, trained, trunk_of
+from tiny import ANSWERS, ASKED, OWN, RAGGED, answer, chat, oracle_logits, oracle_logp, trained, trunk_of
 from torch.testing import assert_close
 
+from backflip.core.errors import DataError
 from backflip.models.trunk import Trunk
 from backflip.sampling.score import Reader, answer_batches, middle_layer
 
@@ -120,6 +121,20 @@ def test_nothing_to_read_is_refused():
     empty = replace(ANSWERS[0], tokens=ANSWERS[0].tokens[:0])
     with pytest.raises(ValueError, match="at least one token"):
         reader(trunk).read([RAGGED[0]], [empty])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_answer_beyond_the_context_is_refused_and_one_that_fills_it_is_read(family: str):
+    trunk, _ = trunk_of(family)
+    before = len(chat().encode(ASKED[0]))
+    fills, beyond = (answer(ASKED[0].id, [30] * (64 - before + more)) for more in (0, 1))
+
+    assert torch.isfinite(reader(trunk).read(ASKED[:1], [fills]).logp).all()
+    with pytest.raises(DataError) as told:
+        reader(trunk).read([ASKED[1], ASKED[0]], [ANSWERS[1], beyond])
+    fact, _, cure = str(told.value).splitlines()
+    assert fact == f"Prompt {ASKED[0].id} and an answer to it have 65 tokens, more than the model's context of 64."
+    assert "sampling.max_tokens" in cure
 
 
 def test_batches_cover_every_answer_once():
