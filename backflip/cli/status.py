@@ -60,7 +60,8 @@ def _edits(changes: "Changes") -> str:
 
 def _progress(r: "RoundState") -> str:
     done = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in r.done.items()) or "nothing done yet"
+    left_out = f"; {r.refused} of {r.climbs} optimiser steps left out: not finite" if r.refused else ""
     if r.next is None:
-        return f"finished ({done}), {r.votes} votes on {r.pairs} pairs"
+        return f"finished ({done}), {r.votes} votes on {r.pairs} pairs{left_out}"
     at = f" ({r.climbed} of {r.climbs} steps)" if r.next == "optimise" else ""
-    return f"done: {done}; next: {r.next}{at}; {r.votes} votes on {r.pairs} pairs"
+    return f"done: {done}; next: {r.next}{at}; {r.votes} votes on {r.pairs} pairs{left_out}"

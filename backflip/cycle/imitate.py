@@ -12,12 +12,14 @@ from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
 from backflip.cycle.folder import BASE, PLAN, SFT_FOLDER
 from backflip.cycle.measure import answered
 from backflip.cycle.paths import here
+from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Tools
 from backflip.data.records import Demonstration
 from backflip.data.table import read_table
 from backflip.models.adapters import Adapter
 from backflip.models.chat import Chat
 from backflip.models.save import model_card, save_merged
+from backflip.policies.not_finite import NotFinite
 from backflip.policies.sft import fresh_imitator, imitate, nats_per_token, steps_of
 from backflip.policies.state import PolicyState
 from backflip.sampling.portion import Portion
@@ -31,14 +33,19 @@ SAVED_EVERY = 20
 def imitate_demonstrations(tools: Tools) -> None:
     """Fine-tune the base model in `tools` and save it merged as `SFT_FOLDER`; let the base answer what measuring needs.
 
-    Killed anywhere, the same call carries on. Raises: DataError for demonstrations that cannot be learned from.
+    Killed anywhere, the same call carries on. Raises: DataError for demonstrations that cannot be learned from;
+    BackflipError at a step whose loss or gradient is not finite.
     """
     folder = tools.root / SFT_FOLDER
     if folder.exists():
         return
     for split in ("monitor", "final"):
         answered(0, tools, split, BASE)
-    adapter = _train(tools).adapter
+    try:
+        adapter = _train(tools).adapter
+    except NotFinite as e:
+        file = save_refused(_checkpoints(tools).with_name("sft-refused.jsonl"), e)
+        raise stopped(e, file, tools.root, may_skip=False) from e
     write_whole(folder, lambda part: _save(tools, adapter, part))
     remove(_checkpoints(tools))
 

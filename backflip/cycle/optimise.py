@@ -1,5 +1,10 @@
-"""The step `optimise`: drive the climb, one checkpoint a step, until the round's steps are done."""
+"""The step `optimise`: drive the climb, one checkpoint a step, until the round's steps are done.
 
+A step whose numbers are not finite is refused: its answers are saved, and the state before it is loaded anew, so that
+a climb that goes on without it is the same whether or not it was killed there.
+"""
+
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +13,20 @@ from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
 from backflip.cycle.fit import reward_of_round, vote_weights
+from backflip.cycle.overview import REFUSED
+from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.measure.soundness import require_sound_start
 from backflip.policies import ppo, rollout
 from backflip.policies.methods import METHODS
+from backflip.policies.not_finite import NotFinite
 from backflip.policies.state import PolicyState, fresh_state, save_state
 from backflip.rewards.model import RewardModel
 
 WARM_UP = 96
 """Answers of the round on which the critic learns a refitted reward's scale before the first step."""
+MOST_REFUSED = 3
+"""Steps in a row that may be refused before a climb stops whatever the plan says."""
 WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 """How far a vote speaks for answer a."""
 
@@ -45,24 +55,48 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     state = tools.state = _start(number, tools, work, folder)
     tools.watcher.begin(f"round {number}: optimise", plan.ppo.steps)
     tools.watcher.advance(state.step - first)
-    max_tokens = plan.sampling.max_tokens
-    for step in method.climb(state, work, plan.ppo, plan.optimise, seed=plan.seed, max_tokens=max_tokens, until=last):
-        if step.state.step == 1:
-            require_sound_start(step.metrics, tools.loaded.trunk.dtype)
-        figures = step.metrics | _true_utility(tools, step)
-        tick = step.state.step - first
+    rules = {"seed": plan.seed, "max_tokens": plan.sampling.max_tokens, "until": last}
+
+    def finish(state: PolicyState, figures: dict[str, float], note: str) -> None:
+        tick = state.step - first
         rows = [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
         with tools.store.begin() as tx:  # first the figures, then the checkpoint: a step cut short is done again
             tx.add_metrics(rows)
         tools.tracker.log(rows)
-        save_checkpoint(step.state, folder)
-        tools.watcher.advance(1, _note(figures))
+        save_checkpoint(state, folder)
+        tools.watcher.advance(1, note)
+
+    while state.step < last:
+        try:
+            for step in method.climb(state, work, plan.ppo, plan.optimise, **rules):
+                if step.state.step == 1:
+                    require_sound_start(step.metrics, tools.loaded.trunk.dtype)
+                figures = step.metrics | _true_utility(tools, step)
+                finish(state, figures, _note(figures))
+        except NotFinite as e:
+            _refuse(number, state.step, state.step - first, tools, e)
+            state = tools.state = _start(number, tools, work, folder)
+            state.step += 1
+            finish(state, {REFUSED: 1.0}, "refused")
     write_whole(final, lambda part: save_state(state, part))
 
 
+def _refuse(number: int, place: int, taken: int, tools: Tools, error: NotFinite) -> None:
+    """Save the answers of the step that failed, the one after `taken` of this round, and say that it is left out.
+
+    Raises: BackflipError where the plan stops then, or too many steps before it were refused too.
+    """
+    file = save_refused(tools.round_dir(number) / "refused" / f"step-{place:05d}.jsonl", error)
+    refused = {m.tick for m in tools.store.metrics(round=number, step="optimise", name=REFUSED)}
+    row = next(n for n in count() if taken - n not in refused)
+    if tools.plan.optimise.when_not_finite == "stop" or row >= MOST_REFUSED:
+        raise stopped(error, file, tools.root, refused_before=row) from error
+    tools.watcher.say(f"{error.fact}: the step is left out, its answers are in {file}")
+
+
 def _steps_before(number: int, tools: Tools) -> int:
-    """Steps that the earlier rounds took; their plans may differ from this round's."""
-    taken = (tools.store.metrics(round=r, step="optimise", name="objective/kl") for r in range(1, number))
+    """Steps that the earlier rounds took or left out; their plans may differ from this round's."""
+    taken = (tools.store.metrics(round=r, step="optimise") for r in range(1, number))
     return sum(max((m.tick for m in rows), default=0) for rows in taken)
 
 

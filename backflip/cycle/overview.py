@@ -15,6 +15,8 @@ from backflip.store import Store
 
 STEPS = ("sample", "rate", "fit", "optimise", "measure")
 """The steps of a round, as `round.STEPS` names them; importing that would import torch."""
+REFUSED = "step/refused"
+"""The figure of an optimiser step that was left out, because a number in it was not finite; see `optimise`."""
 TOLD = (
     "reward/heldout_accuracy",
     "people/win_rate",
@@ -35,7 +37,9 @@ class RoundState:
     pairs: int
     votes: int
     climbed: int
-    """Optimiser steps taken."""
+    """Optimiser steps taken, those that were refused among them."""
+    refused: int
+    """Optimiser steps that were left out, because a number in them was not finite."""
     climbs: int
     """Optimiser steps planned."""
 
@@ -127,13 +131,14 @@ def _finished(store: Store, plan: Plan) -> bool:
 
 def _round(store: Store, number: int, plan: Plan) -> RoundState:
     seconds = store.seconds(number)
-    climbed = {m.tick for m in store.metrics(round=number, step="optimise")}
+    steps = store.metrics(round=number, step="optimise")
     return RoundState(
         number=number,
         done={name: seconds[name] for name in STEPS if name in seconds},
         next=next((name for name in STEPS if name not in seconds), None),
         pairs=len(store.pairs(round=number)),
         votes=len(store.votes(round=number)),
-        climbed=len(climbed),
+        climbed=len({m.tick for m in steps}),
+        refused=sum(m.name == REFUSED for m in steps),
         climbs=plan.ppo.steps,
     )

@@ -20,7 +20,7 @@ from backflip.store import Store
 
 FOLDER = "plans"
 NOTHING = "(nothing)"
-AT_ONCE = ("model.device", "model.threads", "ppo.micro", "trackers", "rounds")
+AT_ONCE = ("model.device", "model.threads", "ppo.micro", "optimise.when_not_finite", "trackers", "rounds")
 """Keys that say how a run is carried, not what a round does: they hold from the next start on."""
 _ANSWERED = "The untouched model has answered with it, and every later answer is compared with those."
 _ADAPTER = "The adapter in training was made with it."
@@ -98,6 +98,7 @@ def plan_of_round(root: Path, plan: Plan, number: int) -> Plan:
         kept,
         trackers=plan.trackers,
         model=replace(kept.model, device=plan.model.device, threads=plan.model.threads),
+        optimise=replace(kept.optimise, when_not_finite=plan.optimise.when_not_finite),
         ppo=replace(kept.ppo, micro=plan.ppo.micro),
     )
 

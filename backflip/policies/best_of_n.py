@@ -13,7 +13,7 @@ from backflip.core.records import Answer, Prompt
 from backflip.core.rng import seed_of
 from backflip.policies.gradient import mean_of, take_steps
 from backflip.policies.rollout import Rollout, Settings, Tools, climb_with, figures_of, paid_scores, roll_out
-from backflip.policies.sft import imitation_part
+from backflip.policies.sft import imitation
 from backflip.policies.state import PolicyState
 
 
@@ -54,8 +54,7 @@ def update(state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollou
     seed = seed_of(settings.seed, "best of n", state.step)
     drawn = best.sample(rollout.prompts, 1, seed=seed, max_tokens=settings.max_tokens)
     kept = [a for batch in drawn for a in batch]
-    part = imitation_part(state, tools.reader, rollout.prompts, kept)
-    steps = take_steps(state, tools.reader.portion, settings, len(kept), part)
+    steps = take_steps(state, tools.reader.portion, settings, imitation(state, tools.reader, rollout.prompts, kept))
     return rollout, mean_of(steps) | figures_of(rollout, state.kl_coef)
 
 

@@ -57,13 +57,18 @@ def improve(
     clip: float,
     max_norm: float = 1.0,
 ) -> float:
-    """Take `epochs` full-batch steps on the clipped value loss; returns the first loss (before any step)."""
+    """Take `epochs` full-batch steps on the clipped value loss; returns the first loss (before any step).
+
+    NaN when a loss or gradient was not finite: no step was taken on it, nor after it.
+    """
     first = float("nan")
     for epoch in range(epochs):
         loss = value_loss(critic.value(batch.states), batch.value_old, batch.returns, batch.mask, clip).loss
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(critic.parameters, max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(critic.parameters, max_norm)
+        if not torch.isfinite(loss) or not torch.isfinite(norm):
+            return float("nan")
         optimiser.step()
         if epoch == 0:
             first = float(loss.detach())

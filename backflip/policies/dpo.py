@@ -11,7 +11,8 @@ from torch import Tensor
 
 from backflip.core.records import Answer, Prompt
 from backflip.objectives.dpo import dpo_loss
-from backflip.policies.gradient import Rows, mean_of, take_steps, trained_logp
+from backflip.policies.gradient import Lesson, Rows, mean_of, take_steps, trained_logp
+from backflip.policies.not_finite import Lines, lines_of
 from backflip.policies.rollout import Preference, Rollout, Settings, Tools, climb_with, figures_of, pick, roll_out
 from backflip.policies.state import PolicyState
 from backflip.sampling.score import Reader
@@ -48,7 +49,11 @@ def learn(state: PolicyState, reader: Reader, settings: Settings, votes: Sequenc
         )  # fmt: skip
         return out.loss, {"loss/dpo": out.loss, "rewards/accuracies": out.accuracy, "rewards/margins": out.margin}
 
-    return mean_of(take_steps(state, reader.portion, settings, len(votes), part, answers_each=2))
+    def lines(rows: Rows) -> Lines:
+        ref = reading.logp[[*rows, *(rows + len(votes))]]
+        return lines_of(*_both([votes[i] for i in rows]), {"logp_reference": ref})  # without the votes, for `forget`
+
+    return mean_of(take_steps(state, reader.portion, settings, Lesson(part, lines, len(votes), answers_each=2)))
 
 
 def _both(votes: Sequence[Preference]) -> tuple[list[Prompt], list[Answer]]:

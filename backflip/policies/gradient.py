@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator
 from backflip.objectives.kl import k2, k3, token_rewards
 from backflip.objectives.ppo import policy_loss, truncated_importance
+from backflip.policies.not_finite import Lines, NotFinite
 from backflip.policies.plan import KLTerm
-from backflip.policies.rollout import Rollout, Settings
+from backflip.policies.rollout import Rollout, Settings, rollout_lines
 from backflip.policies.state import PolicyState
 from backflip.sampling.portion import Portion
 from backflip.sampling.score import Reader, answer_batches, pack_answers
@@ -24,6 +24,16 @@ PartLoss = Callable[[Rows, Rows], tuple[Tensor, dict[str, Tensor]]]
 """(rows of a part, rows of its minibatch) -> the part's share of the minibatch's loss, and of its figures."""
 IN_THE_LOSS: dict[KLTerm, Callable[[Tensor, Tensor], Tensor]] = {"k2": k2, "k3": k3}
 """The KL terms that are no part of the reward."""
+
+
+class Lesson(NamedTuple):
+    """What gradient steps learn from: `size` items, each of `answers_each` answers."""
+
+    part: PartLoss
+    lines: Callable[[Rows], Lines]
+    """The answers of some items, to be looked at when a step on them fails."""
+    size: int
+    answers_each: int = 1
 
 
 class Target(NamedTuple):
@@ -78,26 +88,25 @@ def policy_steps(
         nats = (penalty(logp, ref[rows, cut]) * weight).masked_fill(~unit[rows, cut], 0.0).sum() / total
         return out.loss + state.kl_coef * nats, figures | {"loss/kl_avg": nats}
 
-    steps = take_steps(state, reader.portion, settings, len(rollout.answers), part)
+    lesson = Lesson(part, lambda rows: rollout_lines(rollout, rows), len(rollout.answers))
+    steps = take_steps(state, reader.portion, settings, lesson)
     first = steps[0]  # before it, nothing has changed
     return mean_of(steps) | {"val/ratio_first": first["val/ratio"], "val/approxkl_first": first["policy/approxkl_avg"]}
 
 
-def take_steps(
-    state: PolicyState, portion: Portion, settings: Settings, count: int, part: PartLoss, *, answers_each: int = 1
-) -> list[dict[str, float]]:
-    """`epochs` passes over `count` items in `minibatches` gradient steps each; the figures of every step.
+def take_steps(state: PolicyState, portion: Portion, settings: Settings, lesson: Lesson) -> list[dict[str, float]]:
+    """`epochs` passes over a lesson in `minibatches` gradient steps each; the figures of every step.
 
-    An item reads `answers_each` answers.
+    Raises: NotFinite as `gradient_step` does.
     """
     config, seen = settings.config, []
-    micro = max(1, config.micro // answers_each)
+    micro = max(1, config.micro // lesson.answers_each)
     for epoch in range(config.epochs):
-        order = generator(settings.seed, "minibatch", state.step, epoch).permutation(count)
-        cut = np.array_split(order, min(config.minibatches, count))
+        order = generator(settings.seed, "minibatch", state.step, epoch).permutation(lesson.size)
+        cut = np.array_split(order, min(config.minibatches, lesson.size))
         # sorted, a prompt's answers stay together, so that it is computed once
         seen += [
-            gradient_step(state, portion, np.sort(rows), part, micro=micro, max_norm=config.max_norm) for rows in cut
+            gradient_step(state, portion, np.sort(rows), lesson, micro=micro, max_norm=config.max_norm) for rows in cut
         ]
     return seen
 
@@ -108,19 +117,26 @@ def mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def gradient_step(
-    state: PolicyState, portion: Portion, rows: Rows, part: PartLoss, *, micro: int, max_norm: float, table: str = "ppo"
+    state: PolicyState, portion: Portion, rows: Rows, lesson: Lesson, *, micro: int, max_norm: float, table: str = "ppo"
 ) -> dict[str, float]:
     """One step of Adam on `rows`, at most `micro` at a time; gradients add up to those of all rows at once.
 
     `portion` is the reader's: where memory runs out, the step is begun again with fewer rows at a time.
-    Raises: BackflipError when the gradient is not finite; `table` is the plan's whose learning rate was too high.
+    Raises: NotFinite when loss or gradient is not finite, before a weight or a moment changes; `table` is the plan's
+    whose learning rate was too high.
     """
+
+    def refuse(what: str) -> NotFinite:
+        lower = f"a lower {table}.learning_rate"
+        return NotFinite(f"The {what} of step {state.step}", lesson.lines(rows), cure=lower)
 
     def attempt(size: int) -> dict[str, float]:
         state.optimiser.zero_grad()
         sums: dict[str, float] = {}
         for s in answer_batches(len(rows), size):
-            loss, figures = part(rows[s], rows)
+            loss, figures = lesson.part(rows[s], rows)
+            if not torch.isfinite(loss):
+                raise refuse("loss")
             loss.backward()  # type: ignore[no-untyped-call]
             for name, x in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(x.detach())
@@ -129,11 +145,7 @@ def gradient_step(
     sums = portion.within_memory(attempt, most=min(micro, len(rows)))
     norm = torch.nn.utils.clip_grad_norm_(list(state.adapter.parameters()), max_norm)
     if not torch.isfinite(norm):
-        raise BackflipError(
-            f"The gradient of step {state.step} is not finite: the policy has diverged.\n"
-            "The learning rate is probably too high for this model and what it learns from.\n"
-            f"Start a new run (another --dir) with a lower {table}.learning_rate."
-        )
+        raise refuse("gradient")
     state.optimiser.step()
     return sums | {"grad/norm": float(norm)}
 

@@ -27,6 +27,10 @@ class Optimise:
     terms of the loss and biased over answers of several tokens; k3, usual with GRPO, pulls to another optimum."""
     beta: float = 0.1
     """The leash of dpo and online_dpo: logits of preference per nat from the untouched model; smaller is longer."""
+    when_not_finite: Literal["stop", "skip"] = "stop"
+    """What happens to a step whose loss, gradient, rewards or log-probabilities are not finite. It is never taken, and
+    its answers are kept below rounds/*/refused. "stop" ends the run there; "skip" goes on with the next step, from the
+    policy before it, and stops at the fourth such step in a row."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -1,5 +1,6 @@
 """PPO on a KL leash: a critic says what each token's future was worth, so that long answers learn token by token."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,6 +11,7 @@ from backflip.core.records import Answer, Prompt
 from backflip.objectives.gae import gae, whiten
 from backflip.policies.critic import CriticBatch, improve
 from backflip.policies.gradient import Target, paid_tokens, policy_steps, token_weight
+from backflip.policies.not_finite import Lines, NotFinite, lines_of
 from backflip.policies.plan import PPO
 from backflip.policies.rollout import (
     Rollout,
@@ -20,6 +22,7 @@ from backflip.policies.rollout import (
     figures_of,
     paid_scores,
     roll_out,
+    rollout_lines,
     steer,
 )
 from backflip.policies.state import PolicyState, fresh_state
@@ -44,6 +47,8 @@ def update(state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollou
     critic_loss = improve(
         state.critic, state.critic_optimiser, batch, epochs=config.critic_epochs, clip=config.value_clip
     )
+    if math.isnan(critic_loss):
+        raise _critic_failed(state, rollout_lines(rollout, np.arange(len(rollout.answers))))
     steer(state, config, rollout)
     return rollout, steps | figures_of(rollout, coef) | {"loss/value_avg": critic_loss}
 
@@ -58,6 +63,7 @@ def warm_up(
     """Let the critic learn a refitted reward's scale from answers already sampled; returns its loss before.
 
     The value clip is left open: there is no earlier prediction worth staying near.
+    Raises: NotFinite when the critic's loss or gradient is not finite.
     """
     reading = tools.reader.reference(prompts, answers)
     if reading.states is None:
@@ -67,4 +73,11 @@ def warm_up(
     with torch.no_grad():
         value = state.critic.value(reading.states)
     batch = CriticBatch(reading.states, value, score[:, None].expand_as(reading.mask) * reading.mask, reading.mask)
-    return improve(state.critic, state.critic_optimiser, batch, epochs=10 * config.critic_epochs, clip=1e6)
+    loss = improve(state.critic, state.critic_optimiser, batch, epochs=10 * config.critic_epochs, clip=1e6)
+    if math.isnan(loss):
+        raise _critic_failed(state, lines_of(prompts, answers, {"paid": paid, "logp_reference": reading.logp}))
+    return loss
+
+
+def _critic_failed(state: PolicyState, lines: Lines) -> NotFinite:
+    return NotFinite(f"The critic's loss in step {state.step}", lines, cure="a lower ppo.critic_learning_rate")

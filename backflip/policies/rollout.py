@@ -17,6 +17,7 @@ from backflip.core.protocols import Scorer
 from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator, seed_of
 from backflip.objectives.kl import next_coefficient
+from backflip.policies.not_finite import DIVERGED, REWARD, UNTOUCHED, Lines, NotFinite, lines_of
 from backflip.policies.plan import PPO, Optimise
 from backflip.policies.state import PolicyState
 from backflip.sampling.engine import Engine
@@ -98,7 +99,7 @@ class Update(Protocol):
     """One step of one optimiser: changes `state`, returns the answers it looked at and its figures."""
 
     def __call__(self, state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollout, dict[str, float]]:
-        """Raises: BackflipError when a gradient is not finite."""
+        """Raises: NotFinite when a reading, score, loss or gradient is not finite."""
         ...
 
 
@@ -116,7 +117,10 @@ def climb_with(
     """Yield one step of `update` after the other until `state.step` reaches `until`.
 
     `state` is changed in place and handed out with each step; a state loaded from a checkpoint carries on
-    exactly. Randomness is keyed by (seed, step). Raises: BackflipError when a gradient is not finite.
+    exactly. Randomness is keyed by (seed, step).
+
+    Raises: NotFinite when a reading, score, loss or gradient is not finite. A part of the step may have been taken by
+    then: the state is to be loaded anew from the checkpoint before it.
     """
     settings = Settings(config, Optimise() if how is None else how, seed, max_tokens)
     while state.step < until:
@@ -126,7 +130,10 @@ def climb_with(
 
 
 def roll_out(state: PolicyState, tools: Tools, settings: Settings, *, answers: int) -> Rollout:
-    """The step's prompts answered `answers` times each by the policy as it stands, scored and read."""
+    """The step's prompts answered `answers` times each by the policy as it stands, scored and read.
+
+    Raises: NotFinite when a log-probability or a score is not finite.
+    """
     config, seed, place = settings.config, settings.seed, state.step
     prompts = [tools.prompts[i] for i in pick(len(tools.prompts), config.prompts, seed, "prompts", place)]
     tools.engine.load(state.version)
@@ -140,7 +147,32 @@ def roll_out(state: PolicyState, tools: Tools, settings: Settings, *, answers: i
     device = policy.logp.device
     sampler = sampled_logp(said, policy)
     paid = torch.as_tensor(paid_scores(scores, said, config.missing_end_penalty), dtype=torch.float32, device=device)
-    return Rollout(asked, said, scores, paid, reference, policy, sampler)
+    rollout = Rollout(asked, said, scores, paid, reference, policy, sampler)
+    _require_finite(rollout, place)
+    return rollout
+
+
+def rollout_lines(rollout: Rollout, rows: NDArray[np.int64]) -> Lines:
+    """What the trainer knows of some answers of a rollout, to be looked at."""
+    figures: dict[str, Tensor | Scores] = {
+        "score": rollout.scores[rows], "paid": rollout.paid[rows], "logp": rollout.policy.logp[rows],
+        "logp_reference": rollout.reference.logp[rows],
+    }  # fmt: skip
+    return lines_of([rollout.prompts[i] for i in rows], [rollout.answers[i] for i in rows], figures)
+
+
+def _require_finite(rollout: Rollout, step: int) -> None:
+    """Raises: NotFinite for the first of a rollout's numbers that nothing could be learned from."""
+    of_policy, by = f"A log-probability by the policy in step {step}", "a lower ppo.learning_rate"
+    for numbers, what, cause, cure in (
+        (rollout.reference.logp, f"A log-probability by the untouched model in step {step}", UNTOUCHED,
+         'model.dtype = "float32", or with another model'),
+        (rollout.logp_sampler, of_policy, DIVERGED, by),
+        (rollout.policy.logp, of_policy, DIVERGED, by),
+        (rollout.paid, f"A reward in step {step}", REWARD, "other votes or prompts"),
+    ):  # fmt: skip
+        if not torch.isfinite(numbers).all():
+            raise NotFinite(what, rollout_lines(rollout, np.arange(len(rollout.answers))), cause=cause, cure=cure)
 
 
 def paid_scores(scores: Scores, answers: Sequence[Answer], missing_end_penalty: float) -> Scores:

@@ -10,12 +10,13 @@ from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator
 from backflip.models.trunk import Trunk
 from backflip.objectives.imitation import imitation_loss
-from backflip.policies.gradient import PartLoss, Rows, gradient_step, trained_logp
+from backflip.policies.gradient import Lesson, Rows, gradient_step, trained_logp
+from backflip.policies.not_finite import Lines, lines_of
 from backflip.policies.plan import PPO, SFT
 from backflip.policies.state import PolicyState, fresh_state
 from backflip.sampling.score import Reader
 
-__all__ = ["SFT", "Imitation", "fresh_imitator", "imitate", "imitation_part", "nats_per_token", "steps_of"]
+__all__ = ["SFT", "Imitation", "fresh_imitator", "imitate", "imitation", "nats_per_token", "steps_of"]
 
 
 class Imitation(NamedTuple):
@@ -43,9 +44,9 @@ def imitate(
 
     `answers[i]` answers `prompts[i]`; only its tokens are learned, the stop token included. The loss is the mean of
     -log p over all answer tokens of a batch, in nats, whatever the micro-batch. A state from a checkpoint carries on
-    exactly. Raises: BackflipError when a gradient is not finite.
+    exactly. Raises: NotFinite when a loss or gradient is not finite.
     """
-    part = imitation_part(state, reader, prompts, answers)
+    lesson = imitation(state, reader, prompts, answers)
     per_epoch, total = -(-len(answers) // config.batch), steps_of(config, len(answers))
     while state.step < total:
         epoch, place = divmod(state.step, per_epoch)
@@ -53,23 +54,24 @@ def imitate(
         rows = np.sort(order[place * config.batch : (place + 1) * config.batch])
         state.optimiser.param_groups[0]["lr"] = config.learning_rate * (1 - state.step / total)
         figures = gradient_step(
-            state, reader.portion, rows, part, micro=config.micro, max_norm=config.max_norm, table="sft"
+            state, reader.portion, rows, lesson, micro=config.micro, max_norm=config.max_norm, table="sft"
         )
         state.step += 1
         yield Imitation(state, {"sft/loss": figures.pop("loss/imitation")} | figures)
 
 
-def imitation_part(
-    state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]
-) -> PartLoss:
-    """The loss of learning `answers`, each to its prompt: see `gradient.PartLoss`."""
+def imitation(state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Lesson:
+    """Learning `answers`, each to its prompt."""
 
     def part(rows: Rows, whole: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         logp, mask = trained_logp(state, reader, [prompts[i] for i in rows], [answers[i] for i in rows])
         loss = imitation_loss(logp, mask, tokens=sum(len(answers[i].tokens) for i in whole))
         return loss, {"loss/imitation": loss}
 
-    return part
+    def lines(rows: Rows) -> Lines:
+        return lines_of([prompts[i] for i in rows], [answers[i] for i in rows], {})
+
+    return Lesson(part, lines, len(answers))
 
 
 def nats_per_token(state: PolicyState, reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> float:

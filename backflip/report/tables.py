@@ -195,6 +195,7 @@ def health(steps: Sequence[Step]) -> Table | None:
             (
                 f"round {of_round}",
                 str(len(inside)),
+                _summary(seen("step/refused"), lambda v: str(len(v))),
                 _summary(seen("val/ratio_first"), lambda v: number(max(v, key=_off_one), 4)),
                 _summary(seen("val/sampler_ratio"), lambda v: number(max(v, key=_off_one), 4)),
                 _summary(seen("policy/clipfrac_avg"), lambda v: percent(sum(v) / len(v), 1)),
@@ -208,6 +209,7 @@ def health(steps: Sequence[Step]) -> Table | None:
     heads = (
         "round",
         "steps",
+        "steps left out, not finite",
         "ratio, first minibatch (worst)",
         "ratio, trainer to sampler (worst)",
         "clipped (mean)",

@@ -130,7 +130,9 @@ def test_parts_of_a_minibatch_add_up_to_its_gradient(tiny_model: Path, by: str):
             bench.state.adapter.b[name].data.fill_(0.02)
         how = Optimise(by=by, kl="k3")  # type: ignore[arg-type]
         list(METHODS[by].climb(bench.state, bench.tools, plan, how, seed=5, max_tokens=10, until=1))  # type: ignore[index]
-        return torch.cat([bench.state.optimiser.state[p]["exp_avg"].flatten() for p in bench.state.adapter.parameters()])
+        return torch.cat(
+            [bench.state.optimiser.state[p]["exp_avg"].flatten() for p in bench.state.adapter.parameters()]
+        )
 
     single, three, whole = (gradient_of(micro).double() for micro in (1, 3, 16))
 
