@@ -41,6 +41,7 @@ FIXED = {
     "ppo.rank": _ADAPTER,
     "ppo.adapted": _ADAPTER,
     "ppo.alpha": _ADAPTER,
+    "ppo.critic": "The critic so far is of that kind, and a run trains one.",
     "ppo.kl_coef": "It is only where the coefficient starts, and that has adapted since: steer with ppo.kl_target.",
 }
 """Keys that a run keeps once it has begun, and why. A table's name stands for all its keys."""

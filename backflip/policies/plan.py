@@ -6,6 +6,7 @@ from typing import Literal
 from backflip.core.config import require
 
 Optimiser = Literal["ppo", "rloo", "grpo", "dr_grpo", "dpo", "online_dpo", "best_of_n"]
+Critics = Literal["probe", "model"]
 KLTerm = Literal["k1", "k2", "k3"]
 COMPARING: frozenset[Optimiser] = frozenset(("rloo", "grpo", "dr_grpo", "online_dpo", "best_of_n"))
 """Optimisers that compare the answers to one prompt with each other."""
@@ -62,6 +63,10 @@ class PPO:
     """LoRA alpha: the adapter's change is scaled by alpha / rank."""
     clip: float = 0.2
     """Probability ratios further from 1 than this earn nothing more."""
+    critic: Critics = "probe"
+    """What predicts an answer's worth token by token: a small network on the untouched model's states, which costs next
+    to nothing, or a second model trained beside the policy, with an adapter of the same rank (at rank 0 a whole model;
+    take a critic_learning_rate near that of the policy, and few critic_epochs)."""
     value_clip: float = 0.2
     """The critic's prediction moves at most this far per step, in units of reward."""
     critic_learning_rate: float = 3e-3

@@ -9,7 +9,7 @@ import torch
 
 from backflip.core.records import Answer, Prompt
 from backflip.objectives.gae import gae, whiten
-from backflip.policies.critic import CriticBatch, improve
+from backflip.policies.critic import Seen, Wanted
 from backflip.policies.gradient import Target, paid_tokens, policy_steps, token_weight
 from backflip.policies.not_finite import Lines, NotFinite, lines_of
 from backflip.policies.plan import PPO
@@ -38,15 +38,15 @@ def update(state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollou
     config, coef = settings.config, state.kl_coef
     rollout = roll_out(state, tools, settings, answers=config.answers)
     mask = rollout.policy.mask
-    with torch.no_grad():
-        value_old = state.critic.value(rollout.states) * mask
+    seen = Seen(tools.reader, rollout.prompts, rollout.answers, rollout.states)
+    value_old = state.critic.predict(seen) * mask
     adv, returns = gae(paid_tokens(rollout, settings, coef), value_old, mask, 1.0, config.lam)
     target = Target(whiten(adv, mask), token_weight(rollout), lambda rows: float(mask[rows].sum()))
     steps = policy_steps(state, tools.reader, settings, rollout, target)
-    batch = CriticBatch(rollout.states, value_old, returns, mask)
-    critic_loss = improve(
-        state.critic, state.critic_optimiser, batch, epochs=config.critic_epochs, clip=config.value_clip
-    )
+    critic_loss = state.critic.learn(
+        state.critic_optimiser, seen, Wanted(value_old, returns, mask), epochs=config.critic_epochs,
+        clip=config.value_clip,
+    )  # fmt: skip
     if math.isnan(critic_loss):
         raise _critic_failed(state, rollout_lines(rollout, np.arange(len(rollout.answers))))
     steer(state, config, rollout)
@@ -70,10 +70,9 @@ def warm_up(
         raise RuntimeError("the reference's states were asked for")
     paid = paid_scores(np.asarray(tools.scorer.score(prompts, answers)), answers, config.missing_end_penalty)
     score = torch.as_tensor(paid, dtype=torch.float32, device=reading.mask.device)
-    with torch.no_grad():
-        value = state.critic.value(reading.states)
-    batch = CriticBatch(reading.states, value, score[:, None].expand_as(reading.mask) * reading.mask, reading.mask)
-    loss = improve(state.critic, state.critic_optimiser, batch, epochs=10 * config.critic_epochs, clip=1e6)
+    seen, critic = Seen(tools.reader, prompts, answers, reading.states), state.critic
+    wanted = Wanted(critic.predict(seen), score[:, None].expand_as(reading.mask) * reading.mask, reading.mask)
+    loss = critic.learn(state.critic_optimiser, seen, wanted, epochs=critic.warm_up * config.critic_epochs, clip=1e6)
     if math.isnan(loss):
         raise _critic_failed(state, lines_of(prompts, answers, {"paid": paid, "logp_reference": reading.logp}))
     return loss

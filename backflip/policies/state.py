@@ -1,8 +1,10 @@
 """The state of a climb, and its checkpoint: adapter, optimisers, critic, KL coefficient, step."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from backflip.models.adapters import Adapter, adapter_from_state, new_adapter, upper_layers
 from backflip.models.trunk import Trunk
-from backflip.policies.critic import Critic, new_critic
+from backflip.policies.critic import Critic, Probe, new_critic
 from backflip.policies.plan import PPO
+from backflip.policies.value_model import ValueModel, new_value_model
 
 ADAM_EPS = 1e-5
 
@@ -38,7 +41,11 @@ def fresh_state(trunk: Trunk, config: PPO, seed: int) -> PolicyState:
     """The start of a run: an adapter on the upper layers that changes nothing, a critic that predicts 0."""
     shapes = upper_layers(trunk.linear_shapes(), config.adapted)
     adapter = new_adapter(shapes, rank=config.rank, alpha=config.alpha, seed=seed, device=trunk.device)
-    critic = new_critic(trunk.hidden_size, seed, trunk.device)
+    critic = (
+        new_critic(trunk.hidden_size, seed, trunk.device)
+        if config.critic == "probe"
+        else new_value_model(trunk, config, seed)
+    )
     return PolicyState(
         adapter,
         torch.optim.Adam(list(adapter.parameters()), lr=config.learning_rate, eps=ADAM_EPS),
@@ -72,7 +79,7 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:
         {k.removeprefix("policy."): t for k, t in tensors.items() if k.startswith("policy.")},
         rank=facts["rank"], alpha=facts["alpha"], device=device,
     )  # fmt: skip
-    critic = Critic(tuple(tensors[f"critic.{i}"].clone().requires_grad_() for i in range(4)))
+    critic = _loaded_critic(tensors, facts, device)
     state = PolicyState(
         adapter,
         torch.optim.Adam(list(adapter.parameters()), lr=facts["learning_rate"], eps=ADAM_EPS),
@@ -90,10 +97,22 @@ def load_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:
     return state
 
 
+def _loaded_critic(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device | str) -> Critic:
+    """The critic among a checkpoint's tensors, whichever kind it is."""
+    if "critic.head" not in tensors:
+        return Probe(tuple(tensors[f"critic.{i}"].clone().requires_grad_() for i in range(4)))
+    parts = {k.removeprefix("value."): t for k, t in tensors.items() if k.startswith("value.")}
+    adapter = adapter_from_state(parts, rank=facts["rank"], alpha=facts["alpha"], device=device)
+    return ValueModel(adapter, tensors["critic.head"].clone().requires_grad_())
+
+
 def _named(state: PolicyState) -> dict[str, Tensor]:
     """Every tensor of the state by a unique name."""
     out = {f"policy.{k}": t for k, t in state.adapter.state().items()}
-    out |= {f"critic.{i}": t for i, t in enumerate(state.critic.parameters)}
+    if isinstance(state.critic, ValueModel):
+        out |= {f"value.{k}": t for k, t in state.critic.adapter.state().items()} | {"critic.head": state.critic.head}
+    else:
+        out |= {f"critic.{i}": t for i, t in enumerate(state.critic.parameters)}
     for name, optimiser in (("adam", state.optimiser), ("critic_adam", state.critic_optimiser)):
         for i, p in enumerate(optimiser.param_groups[0]["params"]):
             for part, value in optimiser.state.get(p, {}).items():

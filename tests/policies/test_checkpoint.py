@@ -1,14 +1,18 @@
 """A climb that is saved, loaded and carried on is the unbroken climb, bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny_run import Bench
 
+from backflip.policies.plan import Critics
 from backflip.policies.ppo import PPO, climb, fresh_state
 from backflip.policies.state import PolicyState, load_state, save_state
 
+CRITICS = (("probe", 4), ("model", 4), ("model", 0))
 PLAN = PPO(prompts=4, answers=4, rank=4, alpha=8.0, learning_rate=1e-2, epochs=2, minibatches=2, kl_target=0.01)
 
 
@@ -17,10 +21,12 @@ class Long:
         return np.array([len(a.tokens) / 4 for a in answers])
 
 
-def climbed(model: Path, state: PolicyState | None, until: int) -> tuple[PolicyState, list[dict[str, float]]]:
+def climbed(
+    model: Path, state: PolicyState | None, until: int, plan: PPO = PLAN
+) -> tuple[PolicyState, list[dict[str, float]]]:
     bench = Bench(model, Long())
-    bench.state = state or fresh_state(bench.loaded.trunk, PLAN, 3)
-    steps = list(climb(bench.state, bench.tools, PLAN, seed=3, max_tokens=8, until=until))
+    bench.state = state or fresh_state(bench.loaded.trunk, plan, 3)
+    steps = list(climb(bench.state, bench.tools, plan, seed=3, max_tokens=8, until=until))
     return bench.state, [s.metrics for s in steps]
 
 
@@ -38,12 +44,14 @@ def content(state: PolicyState) -> dict[str, Any]:
     return found | {"kl_coef": state.kl_coef, "step": state.step, "groups": groups, "rank": state.adapter.rank}
 
 
-def test_a_loaded_climb_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
-    whole, metrics = climbed(tiny_model, None, 4)
+@pytest.mark.parametrize(("critic", "rank"), CRITICS)
+def test_a_loaded_climb_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path, critic: Critics, rank: int) -> None:
+    plan = replace(PLAN, critic=critic, rank=rank, critic_epochs=2)
+    whole, metrics = climbed(tiny_model, None, 4, plan)
 
-    half, first = climbed(tiny_model, None, 2)
+    half, first = climbed(tiny_model, None, 2, plan)
     save_state(half, tmp_path / "at-2")
-    rest, second = climbed(tiny_model, load_state(tmp_path / "at-2"), 4)
+    rest, second = climbed(tiny_model, load_state(tmp_path / "at-2"), 4, plan)
 
     assert content(rest) == content(whole)
     assert first + second == metrics
