@@ -74,7 +74,8 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
     findings += [soundness.reward_scale(reward, tried.features), *_scales(root)]
     watcher.advance(1, "a reward fitted")
     held, room, foreseen = used_bytes(device), available_bytes(device), foresee_training(patient, tried)
-    memory = memory_finding(foreseen, room, plan.ppo.micro)
+    least = foreseen if foreseen <= room else foresee_training(patient, tried, 1)
+    memory = memory_finding(foreseen, room, plan.ppo.micro, least)
     if memory.level == "fault":
         return _cut_short([*findings, memory], held + foreseen, room)
     metrics = try_step(patient, tried, reward)
@@ -83,7 +84,7 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
     findings += [memory, *_votes_to_come(patient)]
     watcher.advance(1, "one step climbed")
     work, pace = work_ahead(patient), pace_of(patient, tried)
-    peak = max(peak_bytes(device), held + foreseen)  # the step that was tried may have been a small one
+    peak = max(peak_bytes(device), held + min(foreseen, room))  # the step that was tried may have been a small one
     return Examination(
         findings=findings,
         seconds=seconds_by_step(work, pace),
@@ -109,17 +110,26 @@ def _votes_to_come(patient: Patient) -> list[Finding]:
     )]  # fmt: skip
 
 
-def memory_finding(needed: int, room: int, micro: int) -> Finding:
-    """Whether training fits; `needed` is what it takes beside what is held now, `room` what is free, in bytes."""
+def memory_finding(needed: int, room: int, micro: int, least: int) -> Finding:
+    """Whether training fits: what it takes beside what is held now, what is free, and what one answer at a time takes.
+
+    In bytes. A run that has not `needed` but `least` takes fewer answers at a time by itself.
+    """
     figures = {"needed_gb": _gb(needed), "available_gb": _gb(room)}
     fact = f"Training will take {_gb(needed):.1f} GB more than the model holds; {_gb(room):.1f} GB are free."
     if needed <= room:
         return Finding(name="memory", level="ok", fact=fact, figures=figures)
-    fits = max(1, int(micro * room / needed))
+    cause = f"A micro-batch of {micro} answers keeps its activations until the backward"
+    if least <= room:
+        return Finding(
+            name="memory", level="warning", fact=fact, figures=figures,
+            cause=f"{cause}; a run takes fewer at a time then, with the same results.",
+            cure="Nothing needs to be done; free memory, or a lower ppo.micro (sft.micro in stage 0), silences this.",
+        )  # fmt: skip
     return Finding(
         name="memory", level="fault", fact=fact, figures=figures,
-        cause=f"A micro-batch of {micro} answers keeps its activations until the backward.",
-        cure=f"Set ppo.micro = {fits}: results do not change. Where that is not enough, take a smaller model.",
+        cause=f"{cause}, and a single one would take {_gb(least):.1f} GB.",
+        cure="Close other programs, take a smaller model or sampling.max_tokens, or compute elsewhere (model.device).",
     )  # fmt: skip
 
 

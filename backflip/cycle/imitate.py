@@ -19,6 +19,7 @@ from backflip.data.table import read_table
 from backflip.models.adapters import Adapter
 from backflip.models.chat import Chat
 from backflip.models.save import model_card, save_merged
+from backflip.policies.foresight import keep_within_memory, longest, need_of_step
 from backflip.policies.not_finite import NotFinite
 from backflip.policies.sft import fresh_imitator, imitate, nats_per_token, steps_of
 from backflip.policies.state import PolicyState
@@ -75,6 +76,7 @@ def _train(tools: Tools) -> PolicyState:
     tools.watcher.begin(f"stage 0: learn from {len(kept)} demonstrations", total)
     tools.watcher.advance(state.step)
     learned = [prompts[i] for i in kept], [answers[i] for i in kept]
+    keep_within_memory(reader, need_of_step(reader, state.adapter, *longest(*learned)), min(config.micro, config.batch))
     for step in imitate(state, reader, *learned, config, seed=plan.seed):
         figures, pause = dict(step.metrics), step.state.step % SAVED_EVERY == 0 or step.state.step == total
         if len(out) and pause:

@@ -18,6 +18,7 @@ from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.measure.soundness import require_sound_start
 from backflip.policies import ppo, rollout
+from backflip.policies.foresight import at_a_time, keep_within_memory, longest_imaginable, need_of_climb
 from backflip.policies.methods import METHODS
 from backflip.policies.not_finite import NotFinite
 from backflip.policies.state import PolicyState, fresh_state, save_state
@@ -53,6 +54,7 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     last = first + plan.ppo.steps
     folder = tools.round_dir(number) / "checkpoints"
     state = tools.state = _start(number, tools, work, folder)
+    _fit_into_memory(tools, state)
     tools.watcher.begin(f"round {number}: optimise", plan.ppo.steps)
     tools.watcher.advance(state.step - first)
     rules = {"seed": plan.seed, "max_tokens": plan.sampling.max_tokens, "until": last}
@@ -79,6 +81,15 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
             state.step += 1
             finish(state, {REFUSED: 1.0}, "refused")
     write_whole(final, lambda part: save_state(state, part))
+
+
+def _fit_into_memory(tools: Tools, state: PolicyState) -> None:
+    """Work with fewer answers at a time where the free memory would not do for the longest that may come."""
+    plan, reader, prompts = tools.plan, tools.reader, tools.split("train")
+    room, rollouts = plan.sampling.max_tokens, min(plan.ppo.prompts, len(prompts)) * plan.ppo.answers
+    shown = longest_imaginable(tools.chat, prompts, room)
+    need = need_of_climb(reader, state.adapter, *shown, rollouts=rollouts, room=room)
+    keep_within_memory(reader, need, at_a_time(plan.ppo, rollouts))
 
 
 def _refuse(number: int, place: int, taken: int, tools: Tools, error: NotFinite) -> None:

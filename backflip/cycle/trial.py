@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +23,9 @@ from backflip.cycle.plan import Plan
 from backflip.cycle.run import check_prompts
 from backflip.cycle.tools import own_prompts
 from backflip.cycle.untouched import first_version, load_untouched
-from backflip.models.adapters import Adapter
 from backflip.models.chat import Chat, open_chat
-from backflip.models.memory import saved_bytes
 from backflip.policies import ppo
+from backflip.policies.foresight import Need, at_a_time, keep_within_memory, longest, need_of_climb, need_of_step
 from backflip.policies.methods import METHODS
 from backflip.policies.rollout import Preference
 from backflip.policies.rollout import Tools as ClimbTools
@@ -36,7 +34,7 @@ from backflip.policies.state import PolicyState, fresh_state
 from backflip.rewards.fit import Reward, fit_reward
 from backflip.rewards.model import RewardModel, emphasis, features_of
 from backflip.sampling.engine import Engine
-from backflip.sampling.score import Reader, pack_answers
+from backflip.sampling.score import Reader
 
 Array = NDArray[np.float64]
 Demonstrated = tuple[list[Prompt], list[Answer]]
@@ -47,10 +45,6 @@ MOST_VOTES = 1000
 """Made-up votes of the one fit that is tried."""
 WRONG_SHARE = 0.15
 """Made-up votes that go against the rule (the longer answer wins), so that the fit has work to do."""
-TRAINING_SPARE = 1.3
-"""What a backward needs beside what the forward kept for it: the gradients in flight. Measured: bench/doctor.py."""
-STATES_HELD = 6
-"""Copies of a step's states that are alive at once while the critic learns."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +166,8 @@ def try_step(patient: Patient, tried: Tried, reward: Reward) -> dict[str, float]
     scorer = RewardModel(reward, patient.reader)
     votes = _longer_wins(tried) if method.votes else []
     tools = ClimbTools(patient.engine, patient.reader, scorer, patient.train(), votes, REFERENCE)
+    need, most = _climb_need(patient, tried)
+    keep_within_memory(patient.reader, need, most)  # as a run does
     patient.reader.recent.clear()  # a run warms up on answers that it has yet to read
     if method.critic:
         with patient.timed("warm"):
@@ -206,6 +202,7 @@ def _try_imitation(patient: Patient, prompts: list[Prompt], answers: list[Answer
     config = patient.plan.sft
     reader = Reader(patient.reader.trunk, patient.chat, micro=config.micro)
     state = fresh_imitator(reader.trunk, config, patient.plan.seed)
+    keep_within_memory(reader, need_of_step(reader, state.adapter, *longest(prompts, answers)), config.micro)
     with patient.timed("imitate"):
         next(imitate(state, reader, prompts, answers, config, seed=patient.plan.seed))
 
@@ -229,38 +226,25 @@ def work_ahead(patient: Patient) -> Work:
     return replace(work, read=work.read + more.answers, votes=tuple(v + more.votes for v in work.votes))
 
 
-def foresee_training(patient: Patient, tried: Tried) -> int:
-    """Bytes that training will need beside what is held now: a climb's step, or stage 0's where that is more."""
-    plan, trunk = patient.plan, patient.reader.trunk
-    rollouts = answers_a_step(plan.ppo, len(patient.train()))
-    micro = min(plan.ppo.micro, ceil(rollouts / plan.ppo.minibatches))
-    states = rollouts * plan.sampling.max_tokens * trunk.hidden_size * 4
-    needed = [_foresee_step(patient, tried, patient.state.adapter, micro) + STATES_HELD * states]
+def foresee_training(patient: Patient, tried: Tried, most: int | None = None) -> int:
+    """Bytes that training will need beside what is held now: a climb's step, or stage 0's where that is more.
+
+    With so many answers at a time as the plan says, but `most`.
+    """
+    config, reader = patient.plan.sft, patient.reader
+    need, micro = _climb_need(patient, tried)
+    needed = [need.of(min(micro, most or micro))]
     if patient.demonstrations is not None:
-        adapter = fresh_imitator(trunk, plan.sft, plan.seed).adapter
-        longest = max(len(a.tokens) for a in patient.demonstrations[1])
-        stretch = max(1.0, longest / max(len(a.tokens) for a in tried.answers))
-        needed.append(ceil(_foresee_step(patient, tried, adapter, plan.sft.micro) * stretch))
+        adapter = fresh_imitator(reader.trunk, config, patient.plan.seed).adapter
+        learned = need_of_step(reader, adapter, *longest(*patient.demonstrations))
+        needed.append(learned.of(min(config.micro, most or config.micro)))
     return max(needed)
 
 
-def _foresee_step(patient: Patient, tried: Tried, adapter: Adapter, micro: int) -> int:
-    """Bytes that a gradient step on `micro` answers at a time needs, told from a forward of one and of two."""
-    reader, trunk = patient.reader, patient.reader.trunk
-    longest = sorted(range(len(tried.answers)), key=lambda i: -len(tried.answers[i].tokens))
-
-    def kept(count: int) -> int:
-        asked, answers = [tried.asked[i] for i in longest[:count]], [tried.answers[i] for i in longest[:count]]
-        batch = pack_answers(reader.chat, asked, answers, trunk.device)
-
-        def forward() -> object:
-            hidden = trunk.hidden(batch, adapter)
-            return hidden, reader.of_rows(hidden.final[batch.predict_rows[batch.answer_mask]], batch)
-
-        return saved_bytes(forward, [*trunk.state().values(), *adapter.parameters()])
-
-    one, two = kept(1), kept(2)
-    activations = one + (micro - 1) * max(0, two - one)
-    tuned = sum(p.numel() for p in adapter.parameters())
-    changed = sum(a * b for name, (a, b) in trunk.linear_shapes().items() if name in adapter.b)
-    return int(TRAINING_SPARE * activations + tuned * 4 * 3 + 2 * changed * trunk.dtype.itemsize)
+def _climb_need(patient: Patient, tried: Tried) -> tuple[Need, int]:
+    """What a step of the climb needs, and how many answers it works on at a time."""
+    plan, reader = patient.plan, patient.reader
+    rollouts = answers_a_step(plan.ppo, len(patient.train()))
+    shown, room = longest(tried.asked, tried.answers), plan.sampling.max_tokens
+    need = need_of_climb(reader, patient.state.adapter, *shown, rollouts=rollouts, room=room)
+    return need, at_a_time(plan.ppo, rollouts)

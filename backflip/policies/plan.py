@@ -87,7 +87,7 @@ class PPO:
     max_norm: float = 1.0
     """Gradient norm is clipped to this."""
     micro: int = 24
-    """Answers per forward and backward; memory grows with it, results do not change."""
+    """Answers per forward and backward, at most: fewer where the free memory would not do. Results do not change."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -144,7 +144,7 @@ class SFT:
     max_norm: float = 1.0
     """Gradients are clipped to this norm."""
     micro: int = 16
-    """Demonstrations per forward; fewer need less memory and give the same gradient."""
+    """Demonstrations per forward, at most: fewer where the free memory would not do. Results do not change."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

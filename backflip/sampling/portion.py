@@ -19,11 +19,19 @@ def unheard(line: str) -> None:
 class Portion:
     """A micro-batch's size, shared by everything that works through answers in such portions.
 
-    `key` is the plan's key that sets it; `tell` is told each time a smaller size has been found that fits.
+    `key` is the plan's key that sets it; `tell` is told each time a smaller size is taken.
     """
 
     def __init__(self, size: int, key: str = "ppo.micro", tell: Callable[[str], None] = unheard) -> None:
         self.size, self._key, self._tell = size, key, tell
+
+    def foreseen(self, size: int) -> None:
+        """Work with `size` from now on: memory would run out with more."""
+        asked, self.size = self.size, size
+        self._tell(f"the free memory is too little for {asked} answers at a time: {self._from_now_on()}")
+
+    def _from_now_on(self) -> str:
+        return f"{self.size} from now on, with the same results ({self._key} = {self.size} in the plan begins so)"
 
     def within_memory(self, attempt: Callable[[int], T], most: int | None = None) -> T:
         """`attempt(size)` with `size` at most `most`; tried anew with half of it each time memory runs out.
@@ -45,10 +53,7 @@ class Portion:
             _release()
         if size < asked:
             self.size = size
-            self._tell(
-                f"memory ran out with {asked} answers at a time: {size} from now on, with the same results "
-                f"({self._key} = {size} in the plan begins so)"
-            )
+            self._tell(f"memory ran out with {asked} answers at a time: {self._from_now_on()}")
         return out
 
 

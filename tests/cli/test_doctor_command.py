@@ -22,7 +22,7 @@ def test_a_fault_is_told_with_cause_and_cure_and_exit_code_1(backflip, plan_file
 
     assert said.code == 1
     assert "\nFAULT    memory                Training will take" in said.out
-    assert "\n                               Set ppo.micro = 1: results do not change." in said.out
+    assert "\n                               Close other programs, take a smaller model" in said.out
     assert said.out.endswith("1 fault found\n")
 
 

@@ -141,15 +141,16 @@ def test_memory_is_told_before_it_runs_out(tiny_model, tmp_path, monkeypatch):
 
     assert not seen.sound
     assert (seen.findings[-1].name, seen.findings[-1].level) == ("memory", "fault")
-    assert seen.findings[-1].cure.startswith("Set ppo.micro = 1:")
+    assert "a single one would take" in seen.findings[-1].cause
     assert seen.work is None
 
 
-def test_the_micro_batch_that_fits_is_named():
-    found = doctor.memory_finding(needed=8 * 10**9, room=3 * 10**9, micro=24)
+def test_memory_that_is_enough_for_fewer_answers_at_a_time_is_worth_a_warning_alone():
+    found = [doctor.memory_finding(8 * 10**9, 3 * 10**9, 24, least) for least in (2 * 10**9, 4 * 10**9)]
 
-    assert found.fact == "Training will take 8.0 GB more than the model holds; 3.0 GB are free."
-    assert found.cure.startswith("Set ppo.micro = 9:")
+    assert {f.fact for f in found} == {"Training will take 8.0 GB more than the model holds; 3.0 GB are free."}
+    assert [f.level for f in found] == ["warning", "fault"]
+    assert "a single one would take 4.0 GB" in found[1].cause
 
 
 def test_what_a_forward_keeps_is_counted_once_and_weights_not_at_all():
