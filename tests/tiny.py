@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -38,7 +40,8 @@ TEMPLATE = (
     "{{ '<user> ' if m['role'] == 'user' else '<assistant> ' }}{{ m['content'] }} <eos> "
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-OWN = ("llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3")
+PLAIN = ("llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3")
+OWN = (*PLAIN, "mistral-window", "qwen3-window", "gemma3")
 
 
 def hf_model(family: str, *, layers: int = 3, vocabulary: int = VOCABULARY, **more: Any) -> PreTrainedModel:
@@ -59,6 +62,9 @@ def hf_model(family: str, *, layers: int = 3, vocabulary: int = VOCABULARY, **mo
             "mistral": lambda: MistralForCausalLM(MistralConfig(**shape | {"sliding_window": None} | more)),
             "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape | more)),
             "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape | {"head_dim": 12} | more)),
+            "mistral-window": lambda: MistralForCausalLM(MistralConfig(**shape | {"sliding_window": 5} | more)),
+            "qwen3-window": lambda: Qwen3ForCausalLM(Qwen3Config(**shape | QWEN_WINDOW | more)),
+            "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**shape | GEMMA | more)),
         }[family]()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -66,6 +72,9 @@ def hf_model(family: str, *, layers: int = 3, vocabulary: int = VOCABULARY, **mo
     return model.eval()
 
 
+QWEN_WINDOW = {"head_dim": 12, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+GEMMA = {"head_dim": 12, "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20}
+"""Windows shorter than most of the texts below, in some of the layers; scores are not scaled by the heads' width."""
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,

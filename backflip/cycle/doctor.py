@@ -23,7 +23,10 @@ from backflip.cycle.trial import (
 )
 from backflip.measure import soundness
 from backflip.measure.soundness import Finding
+from backflip.models.families import FAMILIES
+from backflip.models.load import why_slow
 from backflip.models.memory import available_bytes, peak_bytes, used_bytes
+from backflip.models.trunk import Trunk
 from backflip.rewards.model import load_reward
 
 GB = 1e9
@@ -60,7 +63,7 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
     watcher.advance(1, "answers drawn and read")
     chat, reader, answers, asked = patient.chat, patient.reader, tried.answers, tried.asked
     device, taught = reader.trunk.device, patient.demonstrations is not None
-    findings = [soundness.stop_tokens(chat, answers, plan.sampling.max_tokens, taught=taught)]
+    findings = [*_forward(reader.trunk), soundness.stop_tokens(chat, answers, plan.sampling.max_tokens, taught=taught)]
     if not chat.stops:  # nothing that follows could be done
         return _cut_short(findings, used_bytes(device), available_bytes(device))
     findings += [
@@ -97,6 +100,19 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
 def _cut_short(findings: list[Finding], memory: int, room: int) -> Examination:
     """The examination as far as it went."""
     return Examination(findings=findings, seconds={}, memory_gb=_gb(memory), available_gb=_gb(room), work=None)
+
+
+def _forward(trunk: Trunk) -> list[Finding]:
+    """A word about models that the fast forward does not compute; the times that are foretold are measured with it."""
+    slow = why_slow(trunk)
+    if slow is None:
+        return []
+    return [Finding(
+        name="forward", level="warning",
+        fact=f"The model, of family {trunk.config.model_type}, is computed by Hugging Face's forward.",
+        cause=f"The fast forward {slow}. Figures stay right, but each answer reads its prompt anew: it takes longer.",
+        cure=f"Nothing need be done. Fast are plain models of the families {', '.join(FAMILIES)}.",
+    )]  # fmt: skip
 
 
 def _votes_to_come(patient: Patient) -> list[Finding]:

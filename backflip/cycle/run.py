@@ -32,6 +32,7 @@ from backflip.cycle.tools import (
 from backflip.cycle.trackers import open_tracker
 from backflip.cycle.untouched import load_untouched
 from backflip.models.chat import Chat, open_chat
+from backflip.models.load import why_slow
 from backflip.models.trunk import fingerprint
 from backflip.raters.personas import SimulatedCrowd
 from backflip.store import Store
@@ -81,6 +82,10 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     chat = open_chat(loaded)
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
+    slow = why_slow(loaded.trunk)
+    if slow and (version == BASE or not plan.sft.demonstrations):  # stage 0 has said it already
+        kind = loaded.trunk.config.model_type
+        watcher.say(f"{plan.model.name} ({kind}) takes longer, by Hugging Face's forward: the fast forward {slow}")
     check_prompts(prompts, chat, plan)
     asked = {p.id: p for p in prompts}
     imported = {p.id: p for p in store.prompts() if p.id not in asked}

@@ -15,13 +15,18 @@ MOST_SCORES = 1 << 24
 """Attention weights a call may hold."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """(B, heads, Tq, D) of queries (B, heads, Tq, D) over keys and values (B, kv, Tk, D), `heads` a multiple of `kv`.
 
-    `mask` (B, 1, Tq, Tk) bool is True where a query sees a key; each query sees one at least. The softmax is float32.
+    `mask` (B, 1, Tq, Tk) bool is True where a query sees a key; each query sees one at least. None: a query sees the
+    keys up to its own place. The softmax is float32.
     """
     if q.device.type != "cpu" or q.shape[:3].numel() * k.shape[2] > MOST_SCORES:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+    if mask is None:
+        mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool).tril()
     return _Plain.apply(q, k, v, mask, scale)  # type: ignore[no-untyped-call, no-any-return]
 
 

@@ -28,8 +28,11 @@ from backflip.models.gguf_header import check_header
 from backflip.models.gguf_layout import (
     ENDS,
     FAMILIES,
+    GEMMA_LOCAL_BASE,
+    GEMMA_PERIOD,
     ROPE_DIVISORS,
     Sizes,
+    gemma_scalar,
     halve,
     layout,
     rotary_frequencies,
@@ -217,7 +220,7 @@ def _check_tensors(reader: GGUFReader, arch: str, sizes: Sizes, path: Path) -> N
 
 def _config(facts: Mapping[str, Any], arch: str, sizes: Sizes, reader: GGUFReader, path: Path) -> dict[str, Any]:
     model_type, name = FAMILIES[arch]
-    return {
+    config: dict[str, Any] = {
         "model_type": model_type, "architectures": [name], "hidden_act": "silu", "hidden_size": sizes.width,
         "num_hidden_layers": sizes.blocks, "num_attention_heads": sizes.heads, "num_key_value_heads": sizes.kv_heads,
         "head_dim": sizes.head_dim, "intermediate_size": sizes.feed, "vocab_size": sizes.vocabulary,
@@ -226,6 +229,23 @@ def _config(facts: Mapping[str, Any], arch: str, sizes: Sizes, reader: GGUFReade
         "rope_parameters": _rope(facts, reader, arch, sizes.head_dim, path), "tie_word_embeddings": sizes.tied,
         "bos_token_id": _token(facts, "bos_token_id", sizes), "eos_token_id": _token(facts, "eos_token_id", sizes),
         "pad_token_id": _token(facts, "padding_token_id", sizes),
+    }  # fmt: skip
+    return config | _gemma(facts, arch, sizes, config["rope_parameters"], path) if arch == "gemma3" else config
+
+
+def _gemma(facts: Mapping[str, Any], arch: str, sizes: Sizes, rope: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What else a Gemma 3 needs: windows in most layers, which turn heads in their own way, and a scale of scores."""
+    period = _count(facts, f"{arch}.attention.sliding_window_pattern", path, GEMMA_PERIOD)
+    local = float(_number(facts, f"{arch}.rope.freq_base_swa", path, GEMMA_LOCAL_BASE))
+    return {
+        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": gemma_scalar(sizes),
+        "sliding_window": _count(facts, f"{arch}.attention.sliding_window", path),
+        "layer_types": [f"{'sliding' if (i + 1) % period else 'full'}_attention" for i in range(sizes.blocks)],
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+        "final_logit_softcapping": facts.get(f"{arch}.final_logit_softcapping") or None,
     }  # fmt: skip
 
 
@@ -314,6 +334,8 @@ def _weights(reader: GGUFReader, arch: str, sizes: Sizes, path: Path) -> dict[st
             )
         if entry.interleaved:
             array = halve(array, sizes.head_dim)
+        if entry.plus_one:
+            array = array - 1
         kept = KEPT.get(t.tensor_type, torch.bfloat16)
         out[entry.hf_name] = torch.from_numpy(np.array(array)).to(kept)
     return out

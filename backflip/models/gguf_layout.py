@@ -1,4 +1,4 @@
-"""What a GGUF file calls the parts of a Llama-family model: tensors, their shapes, and how words are cut."""
+"""What a GGUF file calls the parts of a Llama or its like: tensors, their shapes, and how words are cut."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from backflip.models.families import rotary
 
 FAMILIES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
 """GGUF architecture -> Hugging Face model type and class."""
 TOP = {
@@ -28,8 +29,17 @@ BLOCK = {
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+GEMMA_BLOCK = BLOCK | {
+    "ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
 ROPE_DIVISORS = "rope_freqs.weight"
 """Llama 3.1 and later keep their rotary scaling as a tensor of divisors."""
+GEMMA_27B_BLOCKS = 62
+GEMMA_PERIOD = 6
+"""Where a file does not say otherwise, every sixth layer of a Gemma 3 has no window."""
+GEMMA_LOCAL_BASE = 10_000.0
+"""The rotary base of Gemma's layers with a window, where a file does not say otherwise."""
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """GGUF's names for the tokens that end an answer."""
 WORDS = (
@@ -40,7 +50,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """The shape of a Llama-family model. `tied`: the output layer is the embedding."""
+    """The shape of a model. `tied`: the output layer is the embedding."""
 
     blocks: int
     width: int
@@ -58,8 +68,10 @@ class Entry(NamedTuple):
     name: str
     hf_name: str
     shape: tuple[int, ...]
-    interleaved: bool
+    interleaved: bool = False
     """Whether the file keeps every head's rotary rows as x0 y0 x1 y1 ..."""
+    plus_one: bool = False
+    """Whether the file keeps 1 + the weight."""
 
 
 def layout(arch: str, sizes: Sizes) -> Iterator[Entry]:
@@ -71,17 +83,26 @@ def layout(arch: str, sizes: Sizes) -> Iterator[Entry]:
         "ffn_gate": (sizes.feed, sizes.width), "ffn_up": (sizes.feed, sizes.width),
         "ffn_down": (sizes.width, sizes.feed),
     }  # fmt: skip
-    if arch == "qwen3":
+    if arch in ("qwen3", "gemma3"):
         rows |= {"attn_q_norm": (sizes.head_dim,), "attn_k_norm": (sizes.head_dim,)}
+    gemma, block = arch == "gemma3", BLOCK
+    if gemma:
+        rows, block = rows | {"post_attention_norm": (sizes.width,), "post_ffw_norm": (sizes.width,)}, GEMMA_BLOCK
     for name in TOP if not sizes.tied else list(TOP)[:2]:
         top = (sizes.width,) if name == "output_norm.weight" else (sizes.vocabulary, sizes.width)
-        yield Entry(name, TOP[name], top, False)
+        yield Entry(name, TOP[name], top, plus_one=gemma and len(top) == 1)
     for i in range(sizes.blocks):
         for part, shape in rows.items():
             turned = arch == "llama" and part in ("attn_q", "attn_k")
-            yield Entry(f"blk.{i}.{part}.weight", f"model.layers.{i}.{BLOCK[part]}.weight", shape, turned)
+            plus = gemma and len(shape) == 1
+            yield Entry(f"blk.{i}.{part}.weight", f"model.layers.{i}.{block[part]}.weight", shape, turned, plus)
             if arch == "qwen2" and part in ("attn_q", "attn_k", "attn_v"):
-                yield Entry(f"blk.{i}.{part}.bias", f"model.layers.{i}.{BLOCK[part]}.bias", shape[:1], False)
+                yield Entry(f"blk.{i}.{part}.bias", f"model.layers.{i}.{BLOCK[part]}.bias", shape[:1])
+
+
+def gemma_scalar(sizes: Sizes) -> int:
+    """Gemma's `query_pre_attn_scalar`, which no GGUF file gives: llama.cpp knows it by the size of the model."""
+    return sizes.width // sizes.heads if sizes.blocks == GEMMA_27B_BLOCKS else sizes.head_dim
 
 
 def halve(weight: NDArray[Any], head_dim: int) -> NDArray[Any]:
@@ -98,14 +119,7 @@ def interleave(weight: NDArray[Any], head_dim: int) -> NDArray[Any]:
 
 def rotary_frequencies(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
     """(head_dim / 2,) rotary frequencies of Hugging Face's parameters."""
-    config = LlamaConfig(
-        hidden_size=head_dim,
-        num_attention_heads=1,
-        head_dim=head_dim,
-        max_position_embeddings=1 << 17,
-        rope_parameters=dict(rope),
-    )
-    return np.asarray(LlamaRotaryEmbedding(config).inv_freq)
+    return np.asarray(rotary(rope, head_dim, 1 << 17).inv_freq)
 
 
 def word_cuts(pre: str) -> PreTokenizer | None:

@@ -1,6 +1,7 @@
 """Write a policy as a GGUF file, which llama.cpp and what is built on it read; and so does Backflip."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from backflip.models.gguf_layout import (
     ROPE_DIVISORS,
     Entry,
     Sizes,
+    gemma_scalar,
     interleave,
     layout,
     rotary_frequencies,
@@ -38,12 +40,15 @@ TYPES = {
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-ARCHITECTURES = {name: name for name in FAMILIES} | {"mistral": "llama"}
+ARCHITECTURES = {model_type: arch for arch, (model_type, _) in FAMILIES.items()} | {"mistral": "llama"}
 """Hugging Face model type -> GGUF architecture. Without its sliding window a Mistral computes what a Llama does."""
 PRE = ("smollm", "llama-bpe", "qwen2", "gpt-2")
 """GGUF's names for the ways to cut words that are written here."""
 PROBE = "It's 12345678 we'LL  go,\r\n\n  x  +=y12 Ünï-code 東京 3.14\t!?  "
 """A text that each of them cuts in another way."""
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+"""How Gemma's tokenizer writes spaces."""
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 LARGEST_F16 = 65504.0
 ELSE = "Export the merged model as a Hugging Face folder instead."
 
@@ -65,6 +70,7 @@ def write_gguf(
             f"A model of type {trunk.config.model_type} cannot be written as GGUF here.\n"
             f"Known are plain models of the types {', '.join(ARCHITECTURES)}.\n{ELSE}"
         )
+    _check_windows(trunk, arch)
     source = str(tokenizer_folder)
     with reading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -82,6 +88,36 @@ def write_gguf(
         with suppress(OSError):  # on a full disk it cannot write what is left either
             writer.close()
         part.unlink(missing_ok=True)
+
+
+def _check_windows(trunk: Llama, arch: str) -> None:
+    """Raises: ConfigError when layers have windows or scales that no file of this architecture tells of."""
+    kinds = [look.window is not None for look in trunk.looks]
+    if arch != "gemma3":
+        lost = "gives some layers a sliding window" if any(kinds) else ""
+    elif trunk.config.rope_parameters["sliding_attention"]["rope_type"] != "default":
+        lost = "scales the positions of its layers with a window"
+    elif trunk.config.query_pre_attn_scalar != gemma_scalar(_sizes(trunk)):
+        lost = f"scales its attention by a query_pre_attn_scalar of {trunk.config.query_pre_attn_scalar}"
+    else:
+        regular = kinds == [bool((i + 1) % _period(trunk)) for i in range(trunk.layers)]
+        lost = "" if regular else "gives a sliding window to layers in no regular order"
+    if lost:
+        raise ConfigError(
+            f"The {arch} model {lost}, which is not written as GGUF here.\n"
+            f"A file would be read as another model: its architecture has no place for it.\n{ELSE}"
+        )
+
+
+def _period(trunk: Llama) -> int:
+    """Which layers have no window: every n-th."""
+    return [*(look.window is None for look in trunk.looks), True].index(True) + 1
+
+
+def _rope_of(trunk: Llama) -> dict[str, Any]:
+    """The rotary parameters of the layers without a window."""
+    rope: dict[str, Any] = trunk.config.rope_parameters
+    return dict(rope.get("full_attention", rope))
 
 
 def _sizes(trunk: Llama) -> Sizes:
@@ -110,15 +146,20 @@ def _write_facts(writer: GGUFWriter, trunk: Llama, arch: str, name: str, kind: K
     writer.add_head_count_kv(sizes.kv_heads)
     writer.add_key_length(sizes.head_dim)
     writer.add_value_length(sizes.head_dim)
-    writer.add_layer_norm_rms_eps(trunk.eps)
+    writer.add_layer_norm_rms_eps(trunk.norm.eps)
     writer.add_vocab_size(sizes.vocabulary)
-    rope = dict(trunk.config.rope_parameters)
+    rope = _rope_of(trunk)
+    if arch == "gemma3":
+        writer.add_sliding_window(int(trunk.config.sliding_window))
+        writer.add_uint32(f"{arch}.attention.sliding_window_pattern", _period(trunk))
+        local = trunk.config.rope_parameters["sliding_attention"]
+        writer.add_float32(f"{arch}.rope.freq_base_swa", float(local["rope_theta"]))
     writer.add_rope_dimension_count(sizes.head_dim)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
-    elif rope["rope_type"] not in ("default", "llama3"):
+    elif rope["rope_type"] != "default" and (rope["rope_type"] != "llama3" or arch == "gemma3"):
         raise ConfigError(
             f"The {arch} model scales its positions as {rope['rope_type']!r}, which is not written as GGUF here.\n"
             f"Known are default, linear and llama3.\n{ELSE}"
@@ -129,15 +170,24 @@ def _write_words(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: i
     """Vocabulary, merges, special tokens, end tokens and chat template."""
     core: Any = getattr(tokenizer, "backend_tokenizer", None)
     model = json.loads(core.to_str())["model"] if core is not None else {}
-    pre = _pre_tokenizer(core, model)
-    writer.add_tokenizer_model("gpt2")
+    pieces = _is_sentencepiece(core, model)
+    pre = "default" if pieces else _pre_tokenizer(core, model)
+    writer.add_tokenizer_model("llama" if pieces else "gpt2")
     writer.add_tokenizer_pre(pre)
     words = {i: w for w, i in tokenizer.get_vocab().items()}
     added: dict[int, Any] = dict(getattr(tokenizer, "added_tokens_decoder", {}))
     kinds = {i: TokenType.CONTROL if t.special else TokenType.USER_DEFINED for i, t in added.items()}
     writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(rows)])
+    if pieces:
+        kinds |= {i: TokenType.BYTE for i, w in words.items() if BYTE.fullmatch(w)}
     writer.add_token_types([kinds.get(i, TokenType.NORMAL if i in words else TokenType.UNUSED) for i in range(rows)])
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    if pieces:
+        scores = {left + right: -float(n) for n, (left, right) in reversed(list(enumerate(merges)))}
+        writer.add_token_scores([scores.get(words.get(i, ""), -float(len(merges))) for i in range(rows)])
+        writer.add_add_space_prefix(False)
+    else:
+        writer.add_token_merges([" ".join(m) for m in merges])
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     if tokenizer.unk_token_id is not None:
@@ -154,6 +204,13 @@ def _write_words(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: i
         writer.add_chat_template(tokenizer.chat_template)
 
 
+def _is_sentencepiece(core: Any, model: dict[str, Any]) -> bool:
+    """Whether the tokenizer is like Gemma's: byte pairs over whole texts, spaces written as a sign, bytes as <0xNN>."""
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        return False
+    return bool(json.loads(core.to_str())["normalizer"] == SPACES)
+
+
 def _pre_tokenizer(core: Any, model: dict[str, Any]) -> str:
     """GGUF's name for how the tokenizer cuts words, found by trying.
 
@@ -168,7 +225,7 @@ def _pre_tokenizer(core: Any, model: dict[str, Any]) -> str:
                 return pre
     raise ConfigError(
         f"The model's tokenizer (type {model.get('type', 'unknown')}) cannot be written as GGUF here.\n"
-        f"Known are byte-level byte-pair tokenizers that cut words as {', '.join(PRE)} do.\n{ELSE}"
+        f"Known are Gemma's, and byte-level byte-pair tokenizers that cut words as {', '.join(PRE)} do.\n{ELSE}"
     )
 
 
@@ -189,6 +246,8 @@ def _write_weights(writer: GGUFWriter, merged: Llama, arch: str, kind: Kind) -> 
         array = state[entry.hf_name].detach().float().cpu().numpy()
         if entry.interleaved:
             array = interleave(array, sizes.head_dim)
+        if entry.plus_one:
+            array = array + 1
         form = _form(entry, kind)
         if form == GGMLQuantizationType.F16 and np.abs(array).max() > LARGEST_F16:
             raise ConfigError(
@@ -218,7 +277,7 @@ def _plan(shape: tuple[int, ...], form: GGMLQuantizationType) -> tuple[tuple[int
 
 def _divisors(trunk: Llama) -> NDArray[np.float32] | None:
     """What Llama 3's scaling divides the rotary frequencies by; None for other models."""
-    rope = dict(trunk.config.rope_parameters)
+    rope = _rope_of(trunk)
     if rope["rope_type"] != "llama3":
         return None
     plain = {"rope_type": "default", "rope_theta": rope["rope_theta"]}

@@ -1,54 +1,70 @@
-"""One forward for the Llama family (Llama, SmolLM, Mistral, Qwen 2 and 3): sampling, scoring, training.
+"""One forward for Llama and its like (SmolLM, Mistral, Qwen 2 and 3, Gemma 3): sampling, scoring, training.
 
-Plain tensors and functions. Hugging Face's implementation is the oracle in the tests. Knows nothing of
-tokenizers, rewards or optimisers.
+Plain tensors and functions; what the families do differently is data of `families`. Hugging Face's implementation is
+the oracle in the tests. Knows nothing of tokenizers, rewards or optimisers.
 """
 
 import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backflip.models.adapters import Adapter, adapted_linear, changed_weight
 from backflip.models.attention import attend
+from backflip.models.families import (
+    ACTIVATIONS,
+    FAMILIES,
+    Look,
+    Norm,
+    activation,
+    attention_scale,
+    embedding_scale,
+    looks,
+    norm,
+    ropes,
+    rotary,
+)
 from backflip.models.linear import linear
-from backflip.models.packed import Packed, pack
+from backflip.models.packed import Packed, answer_attention, pack, prompt_attention
 from backflip.models.trunk import Decoder, Hidden
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-def supports(config: Any) -> bool:
-    """Whether this forward computes what the Hugging Face model of `config` computes."""
-    if config.model_type not in FAMILIES or config.hidden_act != "silu":
-        return False
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    biased = getattr(config, "mlp_bias", False) or getattr(config, "attention_bias", False)
-    rope = config.rope_parameters
-    fixed = rope["rope_type"] not in ("dynamic", "longrope")  # those change with the longest text seen
-    return not windowed and not biased and fixed and rope.get("partial_rotary_factor", 1.0) in (None, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Weights of one block; q, k, v and gate, up are fused row-wise. Biases and q/k norms are None where absent."""
+    """Weights of one block; q, k, v and gate, up are fused row-wise. Biases and norms are None where absent.
 
-    norm1: Tensor
+    `after1` and `after2` norm what attention and MLP add to the stream.
+    """
+
     qkv: Tensor
     qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
     o: Tensor
-    norm2: Tensor
     gate_up: Tensor
     down: Tensor
+    norm1: Norm
+    norm2: Norm
+    after1: Norm | None = None
+    after2: Norm | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+
+class Sight(NamedTuple):
+    """What the layers of one `Look` need to read a batch.
+
+    (N, 1, D) cosines and sines of the positions; what prompts see (Tp, Tp), None where it is all that came before;
+    what answers see (B, 1, Ta, Tp + Ta), None without answers. Both masks are bool.
+    """
+
+    rope: tuple[Tensor, Tensor]
+    prompts: Tensor | None
+    answers: Tensor | None
 
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -64,7 +80,7 @@ def _layer_names(index: int, parts: Sequence[str]) -> list[str]:
 class Llama:
     """A Llama-family model as plain tensors (see `Trunk` for the methods' contracts)."""
 
-    def __init__(self, config: Any, embedding: Tensor, blocks: Sequence[Layer], norm: Tensor, head: Tensor) -> None:
+    def __init__(self, config: Any, embedding: Tensor, blocks: Sequence[Layer], norm: Norm, head: Tensor) -> None:
         self.config = config
         self.embedding, self.blocks, self.norm, self.output = embedding, tuple(blocks), norm, head
         self.layers, self.hidden_size = len(blocks), int(config.hidden_size)
@@ -72,8 +88,10 @@ class Llama:
         self.dtype, self.device = embedding.dtype, embedding.device
         self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden_size // self.heads)
-        self.eps = float(config.rms_norm_eps)
-        self.rotary = LlamaRotaryEmbedding(config).to(self.device)
+        self.looks = looks(config)
+        self.rotary = {k: rotary(r, self.head_dim, self.context).to(self.device) for k, r in ropes(config).items()}
+        self.activation = ACTIVATIONS[activation(config)]
+        self.embedding_scale, self.scale = embedding_scale(config, self.dtype), attention_scale(config)
         shapes = self.linear_shapes()
         self.fused = [
             {f: {n: shapes[n][0] for n in _layer_names(i, parts)} for f, parts in FUSED.items()}
@@ -88,45 +106,48 @@ class Llama:
         self, batch: Packed, adapter: Adapter | None = None, *, keep: Sequence[int] = (), checkpoint: bool = False
     ) -> Hidden:
         """Hidden states of every token; see `Trunk.hidden`."""
-        x = F.embedding(batch.ids, self.embedding)
-        rope, masks = self._rope(batch.positions), answer_attention(batch)
-        changed = self.merged(adapter)
+        x, sights, changed = self._embed(batch.ids), self._sights(batch), self.merged(adapter)
         kept = {}
         for i in range(self.layers):
             if i in keep:
                 kept[i] = x
             if checkpoint and torch.is_grad_enabled():
-                x = recompute(changed._block, x, i, batch, rope, masks, adapter, use_reentrant=False)
+                x = recompute(changed._block, x, i, batch, sights[self.looks[i]], adapter, use_reentrant=False)
             else:
-                x = changed._block(x, i, batch, rope, masks, adapter)
-        final = self._rms(x, self.norm)
+                x = changed._block(x, i, batch, sights[self.looks[i]], adapter)
+        final = self.norm(x)
         return Hidden(final, kept | ({self.layers: final} if self.layers in keep else {}))
 
-    def _block(
-        self,
-        x: Tensor,
-        index: int,
-        batch: Packed,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        adapter: Adapter | None,
-    ) -> Tensor:
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(N, H) of tokens (N,)."""
+        x = F.embedding(ids, self.embedding)
+        return x if self.embedding_scale is None else x * self.embedding_scale
+
+    def _sights(self, batch: Packed) -> dict[Look, Sight]:
+        """What each kind of layer needs to read the batch; a window that holds every text is none."""
+        turns = {name: self._rope(name, batch.positions) for name in self.rotary}
+        windows = {look: look.window for look in self.looks}
+        if any(windows.values()):
+            longest = int(batch.positions.max()) + 1
+            windows = {look: w if w is not None and w < longest else None for look, w in windows.items()}
+        masks = {w: (prompt_attention(batch, w), answer_attention(batch, w)) for w in set(windows.values())}
+        return {look: Sight(turns[look.rope], *masks[w]) for look, w in windows.items()}
+
+    def _block(self, x: Tensor, index: int, batch: Packed, sight: Sight, adapter: Adapter | None) -> Tensor:
         w = self.blocks[index]
-        q, k, v = self._qkv(x, w, index, rope, adapter)
-        attended = self._attend(q, k, v, batch, mask)
+        q, k, v = self._qkv(x, w, index, sight.rope, adapter)
+        attended = self._attend(q, k, v, batch, sight)
         return self._feed(x, attended, w, index, adapter)
 
     def _qkv(
         self, x: Tensor, w: Layer, index: int, rope: tuple[Tensor, Tensor], adapter: Adapter | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, heads, D) queries, (N, kv, D) keys and values of the block's normed input."""
-        h = adapted_linear(self._rms(x, w.norm1), w.qkv, w.qkv_bias, adapter, self.fused[index]["qkv"])
+        h = adapted_linear(w.norm1(x), w.qkv, w.qkv_bias, adapter, self.fused[index]["qkv"])
         h = h.view(x.shape[0], -1, self.head_dim)
         qk, v = h[:, : self.heads + self.kv_heads], h[:, self.heads + self.kv_heads :]
         if w.q_norm is not None and w.k_norm is not None:
-            q = F.rms_norm(qk[:, : self.heads], (self.head_dim,), w.q_norm, self.eps)
-            k = F.rms_norm(qk[:, self.heads :], (self.head_dim,), w.k_norm, self.eps)
-            qk = torch.cat([q, k], 1)
+            qk = torch.cat([w.q_norm(qk[:, : self.heads]), w.k_norm(qk[:, self.heads :])], 1)
         cos, sin = rope
         left, right = qk.chunk(2, -1)
         qk = qk * cos + torch.cat([-right, left], -1) * sin
@@ -134,35 +155,34 @@ class Llama:
 
     def _feed(self, x: Tensor, attended: Tensor, w: Layer, index: int, adapter: Adapter | None) -> Tensor:
         """The residual sums after attention: output projection and gated MLP."""
-        x = x + adapted_linear(attended, w.o, None, adapter, self.fused[index]["o"])
-        h = adapted_linear(self._rms(x, w.norm2), w.gate_up, None, adapter, self.fused[index]["gate_up"])
+        out = adapted_linear(attended, w.o, None, adapter, self.fused[index]["o"])
+        x = x + (out if w.after1 is None else w.after1(out))
+        h = adapted_linear(w.norm2(x), w.gate_up, None, adapter, self.fused[index]["gate_up"])
         gate, up = h.chunk(2, -1)
-        return x + adapted_linear(F.silu(gate) * up, w.down, None, adapter, self.fused[index]["down"])
+        out = adapted_linear(self.activation(gate) * up, w.down, None, adapter, self.fused[index]["down"])
+        return x + (out if w.after2 is None else w.after2(out))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Packed, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Packed, sight: Sight) -> Tensor:
         """(N, heads * D): prompts attend to themselves, answers to their prompt and themselves."""
 
         def spread(t: Tensor, rows: Tensor) -> Tensor:
             return t[rows].transpose(1, 2)
 
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
         pk, pv = spread(k, batch.prompt_rows), spread(v, batch.prompt_rows)
-        scale = self.head_dim**-0.5
-        seen = attend(spread(q, batch.prompt_rows), pk, pv, prompt_attention(batch), scale)
+        seen = attend(spread(q, batch.prompt_rows), pk, pv, sight.prompts, scale)
         out = [seen.transpose(1, 2)[batch.prompt_mask]]
-        if mask is not None:
+        if sight.answers is not None:
             own = batch.answer_prompt
             ak = torch.cat([pk[own], spread(k, batch.answer_rows)], 2)
             av = torch.cat([pv[own], spread(v, batch.answer_rows)], 2)
-            seen = attend(spread(q, batch.answer_rows), ak, av, mask, scale)
+            seen = attend(spread(q, batch.answer_rows), ak, av, sight.answers, scale)
             out.append(seen.transpose(1, 2)[batch.answer_mask])
         return torch.cat(out).reshape(q.shape[0], -1)
 
-    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.hidden_size,), weight, self.eps)
-
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1, D) cosines and sines."""
-        cos, sin = self.rotary(self.embedding[:1], positions[None])
+    def _rope(self, name: str, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1, D) cosines and sines by the rotary parameters of this name."""
+        cos, sin = self.rotary[name](self.embedding[:1], positions[None])
         return cos[0][:, None].to(self.dtype), sin[0][:, None].to(self.dtype)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
@@ -191,7 +211,7 @@ class Llama:
         blocks = []
         with torch.inference_mode(False), torch.no_grad():
             for i, w in enumerate(self.blocks):
-                new = {}
+                new: dict[str, Any] = {}
                 for field, layers in self.fused[i].items():
                     if any(n in adapter.b for n in layers):
                         new[field] = changed_weight(getattr(w, field), adapter, layers)
@@ -210,52 +230,64 @@ class Llama:
         shape = (count, self.kv_heads, width, self.head_dim)
         keys = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
         values = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
-        x, rope = F.embedding(batch.ids, self.embedding), self._rope(batch.positions)
-        top = int(lengths.max())
+        x, sights, top = self._embed(batch.ids), self._sights(batch), int(lengths.max())
         for i, w in enumerate(self.blocks):
-            q, k, v = self._qkv(x, w, i, rope, None)
+            sight = sights[self.looks[i]]
+            q, k, v = self._qkv(x, w, i, sight.rope, None)
             keys[i][:, :, :top] = k[batch.prompt_rows].transpose(1, 2).repeat_interleave(repeats, 0)
             values[i][:, :, :top] = v[batch.prompt_rows].transpose(1, 2).repeat_interleave(repeats, 0)
-            x = self._feed(x, self._attend(q, k, v, batch, None), w, i, None)
+            x = self._feed(x, self._attend(q, k, v, batch, sight), w, i, None)
         last = batch.prompt_rows.gather(1, (lengths - 1)[:, None])[:, 0]
-        logits = linear(self._rms(x[last], self.norm), self.output)
+        logits = linear(self.norm(x[last]), self.output)
         cache = LlamaDecoder(self, keys, values, lengths.repeat_interleave(repeats))
         return cache, logits.repeat_interleave(repeats, 0)
 
     def decode(self, tokens: Tensor, keys: list[Tensor], values: list[Tensor], positions: Tensor) -> Tensor:
         """One token a sequence: writes its keys and values at `positions` (B,), returns logits (B, V)."""
-        rows, top = torch.arange(len(tokens), device=self.device), int(positions.max()) + 1
-        mask = torch.zeros(len(tokens), 1, 1, top, dtype=self.dtype, device=self.device)
-        mask.masked_fill_((torch.arange(top, device=self.device)[None] > positions[:, None])[:, None, None], -math.inf)
-        x, rope = F.embedding(tokens, self.embedding), self._rope(positions)
-        group = self.heads // self.kv_heads
-        for i, w in enumerate(self.blocks):
-            q, k, v = self._qkv(x, w, i, rope, None)
+        rows, group = torch.arange(len(tokens), device=self.device), self.heads // self.kv_heads
+        turns = {name: self._rope(name, positions) for name in self.rotary}
+        masks = {window: self._past(positions, window) for window in {look.window for look in self.looks}}
+        x = self._embed(tokens)
+        for i, (w, look) in enumerate(zip(self.blocks, self.looks, strict=True)):
+            q, k, v = self._qkv(x, w, i, turns[look.rope], None)
             keys[i][rows, :, positions] = k
             values[i][rows, :, positions] = v
             q = q.reshape(len(tokens), self.kv_heads, group, self.head_dim)
-            seen = F.scaled_dot_product_attention(q, keys[i][:, :, :top], values[i][:, :, :top], attn_mask=mask)
+            mask, past = masks[look.window]
+            seen = F.scaled_dot_product_attention(
+                q, keys[i][:, :, past], values[i][:, :, past], attn_mask=mask, scale=self.scale
+            )
             x = self._feed(x, seen.reshape(len(tokens), -1), w, i, None)
-        return linear(self._rms(x, self.norm), self.output)
+        return linear(self.norm(x), self.output)
+
+    def _past(self, positions: Tensor, window: int | None) -> tuple[Tensor, slice]:
+        """What tokens at `positions` (B,) see of the cache: a mask (B, 1, 1, n) to add, and the n places it is of."""
+        top = int(positions.max()) + 1
+        first = 0 if window is None else max(0, int(positions.min()) + 1 - window)
+        places = torch.arange(first, top, device=self.device)[None]
+        unseen = places > positions[:, None]
+        if window is not None:
+            unseen |= places <= positions[:, None] - window
+        mask = torch.zeros(len(positions), 1, 1, top - first, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(unseen[:, None, None], -math.inf), slice(first, top)
 
     # --- weights by their Hugging Face names ----------------------------------------------------------
 
     def state(self) -> Mapping[str, Tensor]:
         """Unfused weights; see `Trunk.state`."""
-        out = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+        out = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm.weight}
         if not self.config.tie_word_embeddings:
             out["lm_head.weight"] = self.output
         for i, w in enumerate(self.blocks):
             at = f"model.layers.{i}."
-            out[at + "input_layernorm.weight"], out[at + "post_attention_layernorm.weight"] = w.norm1, w.norm2
+            names = FAMILIES[self.config.model_type].norms
+            out |= {f"{at}{name}.weight": getattr(w, field).weight for field, name in names.items()}
             for field, layers in self.fused[i].items():
                 rows = list(layers.values())
                 out |= {f"{n}.weight": t for n, t in zip(layers, getattr(w, field).split(rows), strict=True)}
                 if field == "qkv" and w.qkv_bias is not None:
                     parts = w.qkv_bias.split_with_sizes(rows)
                     out |= {f"{n}.bias": t for n, t in zip(layers, parts, strict=True)}
-            if w.q_norm is not None and w.k_norm is not None:
-                out[at + "self_attn.q_norm.weight"], out[at + "self_attn.k_norm.weight"] = w.q_norm, w.k_norm
         return out
 
 
@@ -278,27 +310,6 @@ class LlamaDecoder:
         self.lengths = self.lengths[rows]
 
 
-def prompt_attention(batch: Packed) -> Tensor:
-    """(1, 1, Tp, Tp) bool: a prompt's token sees itself and what comes before."""
-    width = batch.prompt_rows.shape[1]
-    return torch.ones(1, 1, width, width, dtype=torch.bool, device=batch.ids.device).tril()
-
-
-def answer_attention(batch: Packed) -> Tensor | None:
-    """(B, 1, Ta, Tp + Ta) bool: what an answer token may see; None without answers.
-
-    Its prompt's real tokens, and its own answer up to itself. Rows of padding see the prompt, so that no
-    softmax is empty; nothing reads them.
-    """
-    if batch.answer_rows.numel() == 0:
-        return None
-    count, width = batch.answer_rows.shape
-    prompt = batch.prompt_mask[batch.answer_prompt][:, None, :].expand(count, width, -1)
-    causal = torch.ones(width, width, dtype=torch.bool, device=batch.ids.device).tril()
-    own = causal[None] & batch.answer_mask[:, None, :]
-    return torch.cat([prompt, own], 2)[:, None]
-
-
 def from_state(config: Any, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str) -> Llama:
     """Build the model from weights under their Hugging Face names."""
 
@@ -311,18 +322,13 @@ def from_state(config: Any, state: Mapping[str, Tensor], dtype: torch.dtype, dev
     blocks = []
     for i in range(int(config.num_hidden_layers)):
         at = f"model.layers.{i}."
-        fused = {f: torch.cat([take(f"{n}.weight") for n in _layer_names(i, parts)]) for f, parts in FUSED.items()}
-        biases = [maybe(f"{n}.bias") for n in _layer_names(i, ATTENTION)]
-        blocks.append(
-            Layer(
-                norm1=take(at + "input_layernorm.weight"),
-                norm2=take(at + "post_attention_layernorm.weight"),
-                qkv_bias=torch.cat([b for b in biases if b is not None]) if biases[0] is not None else None,
-                q_norm=maybe(at + "self_attn.q_norm.weight"),
-                k_norm=maybe(at + "self_attn.k_norm.weight"),
-                **fused,
-            )
-        )
+        parts: dict[str, Any] = {
+            field: torch.cat([take(f"{n}.weight") for n in _layer_names(i, layers)]) for field, layers in FUSED.items()
+        }
+        biases = [b for n in _layer_names(i, ATTENTION) if (b := maybe(f"{n}.bias")) is not None]
+        names = FAMILIES[config.model_type].norms
+        parts |= {field: norm(take(f"{at}{name}.weight"), config) for field, name in names.items()}
+        blocks.append(Layer(qkv_bias=torch.cat(biases) if biases else None, **parts))
     embedding = take("model.embed_tokens.weight")
     head = embedding if config.tie_word_embeddings else take("lm_head.weight")
-    return Llama(config, embedding, blocks, take("model.norm.weight"), head)
+    return Llama(config, embedding, blocks, norm(take("model.norm.weight"), config), head)

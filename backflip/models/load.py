@@ -25,6 +25,7 @@ from backflip.core.memory import keep_freed
 from backflip.models import llama
 from backflip.models.adapter_folder import CONFIG as ADAPTER_CONFIG
 from backflip.models.adapter_folder import load_adapter, read_config
+from backflip.models.families import why_not
 from backflip.models.generic import Generic, has_plain_head, looks_ahead
 from backflip.models.gguf import cache_dir, cached, convert_gguf
 from backflip.models.model_folder import (
@@ -129,7 +130,7 @@ def load_model(
                 output_loading_info=True,
             )
     hf, info = found
-    ours = own and llama.supports(config)
+    ours = own and why_not(config) is None
     check_info(model, info, strict=ours)
     with reading(model, "weights"):
         trunk: Trunk = (
@@ -140,6 +141,13 @@ def load_model(
         tokenizer = without_strangers(tokenizer, words)
     check_tokenizer(model, tokenizer, trunk.vocabulary)
     return Loaded(trunk, tokenizer, source)
+
+
+def why_slow(trunk: Trunk) -> str | None:
+    """What keeps a model from the own forward, in words that go on from "The fast forward"; None where it has it."""
+    if not isinstance(trunk, Generic):
+        return None
+    return why_not(trunk.config) or "was not asked for"
 
 
 def _fallback(model: str, hf: Any) -> Generic:

@@ -81,6 +81,38 @@ def pack(
     return Packed(*(x.to(device) for x in parts))
 
 
+def prompt_attention(batch: Packed, window: int | None = None) -> Tensor | None:
+    """(Tp, Tp) bool: what a prompt's token may see, itself and the `window - 1` tokens before it.
+
+    None without a window: it sees all that came before.
+    """
+    if window is None:
+        return None
+    width = batch.prompt_rows.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=batch.ids.device).tril()
+    return causal.triu(1 - window)
+
+
+def answer_attention(batch: Packed, window: int | None = None) -> Tensor | None:
+    """(B, 1, Ta, Tp + Ta) bool: what an answer token may see; None without answers.
+
+    Its prompt's real tokens, and its own answer up to itself; of both the last `window`, where there is one, itself
+    included. Rows of padding see the prompt or themselves, so that no softmax is empty; nothing reads them.
+    """
+    if batch.answer_rows.numel() == 0:
+        return None
+    count, width = batch.answer_rows.shape
+    prompt = batch.prompt_mask[batch.answer_prompt][:, None, :].expand(count, width, -1)
+    causal = torch.ones(width, width, dtype=torch.bool, device=batch.ids.device).tril()
+    own = causal[None] & batch.answer_mask[:, None, :]
+    if window is not None:
+        columns = torch.arange(width + prompt.shape[2], device=batch.ids.device)
+        at = batch.prompt_mask.sum(1)[batch.answer_prompt][:, None] + columns[:width]
+        prompt = prompt & (at[:, :, None] - columns[: prompt.shape[2]] < window)
+        own = own & causal.triu(1 - window) | torch.eye(width, dtype=torch.bool, device=batch.ids.device)
+    return torch.cat([prompt, own], 2)[:, None]
+
+
 def _rows(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
     """Row indices (n, max) of sequences laid end to end from `start`, and the mask of real ones."""
     n, width = len(lengths), max(lengths, default=0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import all_prompts, new_run, plan_of, save_prompts
+from tiny_run import all_prompts, new_run, plan_of, save_model, save_prompts
 
 from backflip.core.errors import DataError
 from backflip.cycle import doctor, optimise, trial
@@ -263,6 +263,20 @@ def test_a_model_without_a_stop_token_is_a_finding_and_no_crash(tiny_model, tmp_
 
     assert [(f.name, f.level) for f in seen.findings] == [("stop tokens", "fault")]
     assert seen.findings[0].fact == "The model names no token that ends an answer."
+
+
+def test_a_model_that_the_fast_forward_leaves_to_hugging_face_is_a_warning(tiny_model, tmp_path):
+    prompts = save_prompts(tmp_path / "prompts.jsonl", all_prompts())
+    slow, fast = (doctor.examine(plan_of(m, prompts)) for m in (save_model(tmp_path / "m", mlp_bias=True), tiny_model))
+    found = {f.name: f for f in slow.findings}["forward"]
+
+    assert slow.sound
+    assert (found.level, found.fact) == (
+        "warning",
+        "The model, of family llama, is computed by Hugging Face's forward.",
+    )
+    assert found.cause.startswith("The fast forward has no place for its biases.")
+    assert "forward" not in [f.name for f in fast.findings]
 
 
 def test_importing_for_a_model_without_a_stop_token_is_refused_plainly(tiny_model, tmp_path):

@@ -1,6 +1,7 @@
 """What a run refuses or waits for, and what it says."""
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from backflip.cycle.round import run_round
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent, Tools
 from backflip.models.llama import Llama
+from backflip.policies.plan import SFT
 from backflip.raters.personas import Crowd, Persona
 from backflip.store import Store, open_store
 
@@ -178,6 +180,22 @@ def test_a_model_without_a_chat_template_is_told_once_and_works(tmp_path: Path) 
     run_rounds(root, watcher)
 
     assert len([line for line in watcher.said if "has no chat template" in line]) == 1
+
+
+def test_a_model_that_the_fast_forward_leaves_to_hugging_face_is_told_once(tiny_model: Path, tmp_path: Path) -> None:
+    slow = save_model(tmp_path / "slow", mlp_bias=True)
+    shown = tmp_path / "shown.jsonl"
+    rows = [{"prompt": f"we love {word}", "completion": f"{word} is good"} for word in ("tea", "rain", "snow", "bread")]
+    shown.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft = SFT(demonstrations=str(shown), batch=2, epochs=1)
+    told = []
+    for name, model, more in (("plain", slow, {}), ("taught", slow, {"sft": sft}), ("fast", tiny_model, {})):
+        watcher = Listening()
+        run_rounds(new_run(tmp_path / name, model, rounds=1, **more), watcher)
+        told.append([line for line in watcher.said if "Hugging Face's forward" in line])
+
+    line = f"{slow} (llama) takes longer, by Hugging Face's forward: the fast forward has no place for its biases"
+    assert told == [[line], [line], []]
 
 
 def test_a_model_or_task_that_does_not_exist_is_named(tiny_model: Path, tmp_path: Path) -> None:

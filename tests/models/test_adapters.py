@@ -25,7 +25,7 @@ from backflip.models.save import save_adapter
 from backflip.models.trunk import Trunk
 from backflip.sampling.score import Reader, pack_answers
 
-both = pytest.mark.parametrize("family", ["llama", "gpt2"])
+both = pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 
 
 def batch_of(trunk: Trunk) -> Packed:
@@ -55,7 +55,7 @@ def test_a_fresh_adapter_changes_nothing(family: str):
     assert all((a != 0).any() for a in adapter.a.values())  # else it could not learn
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3", "gpt2"])
 def test_merged_weights_equal_the_adapter_as_an_argument(family: str):
     trunk, _ = trunk_of(family)
     adapter = trained(trunk)

@@ -54,3 +54,11 @@ def test_many_scores_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert long.grad_fn is not None
     assert "_Plain" not in type(long.grad_fn).__name__
     assert_close(long, short, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 1 << 24])
+def test_without_a_mask_a_token_sees_what_came_before(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    (q, _, _), _ = inputs()
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    theirs = scaled_dot_product_attention(q, q, q, is_causal=True, scale=0.3)
+    assert_close(attention.attend(q, q, q, None, 0.3), theirs, atol=1e-6, rtol=1e-5)

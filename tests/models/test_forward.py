@@ -2,41 +2,92 @@
 
 import pytest
 import torch
-from tiny import ANSWERS, ASKED, OWN, RAGGED, chat, hf_model, llama_of, oracle_logits, trunk_of
+from tiny import ANSWERS, ASKED, OWN, RAGGED, chat, hf_model, llama_of, oracle_logits, oracle_logp, trunk_of
 from torch.testing import assert_close
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
+from backflip.models.families import why_not
 from backflip.models.generic import Generic, has_plain_head
-from backflip.models.llama import supports
+from backflip.models.llama import from_state
+from backflip.models.packed import pack
 from backflip.sampling.score import Reader
-
-
-def test_the_own_forward_takes_the_llama_family():
-    taken = [LlamaConfig(), MistralConfig(sliding_window=None), Qwen2Config(), Qwen3Config()]
-
-    assert all(supports(c) for c in taken)
 
 
 @pytest.mark.parametrize(
     "config",
+    [LlamaConfig(), LlamaConfig(hidden_act="gelu_pytorch_tanh"), MistralConfig(), MistralConfig(sliding_window=None),
+     Qwen2Config(use_sliding_window=True), Qwen3Config(), Gemma3TextConfig()],
+)  # fmt: skip
+def test_the_own_forward_takes_llama_and_its_like(config: PreTrainedConfig):
+    assert why_not(config) is None
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
     [
-        LlamaConfig(hidden_act="gelu"),
-        LlamaConfig(attention_bias=True),
-        LlamaConfig(mlp_bias=True),
-        LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-        MistralConfig(sliding_window=8),
-        Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=0),
-        PreTrainedConfig(model_type="gemma"),
+        (LlamaConfig(hidden_act="gelu"), "no activation gelu"),
+        (LlamaConfig(attention_bias=True), "its biases"),
+        (LlamaConfig(mlp_bias=True), "its biases"),
+        (LlamaConfig(rope_parameters=LINEAR | {"rope_type": "dynamic"}), "no dynamic scaling"),
+        (LlamaConfig(rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}), "whole heads"),
+        (Gemma3TextConfig(rope_parameters={"full_attention": LINEAR | {"rope_type": "dynamic"}}), "no dynamic scaling"),
+        (Gemma3TextConfig(final_logit_softcapping=30.0), "cap logits"),
+        (Gemma3TextConfig(attn_logit_softcapping=50.0), "cap logits"),
+        (Gemma3TextConfig(use_bidirectional_attention=True), "left to right"),
+        (Gemma3TextConfig(attention_bias=True), "its biases"),
+        (Gemma4TextConfig(), "not know this family"),
+        (PreTrainedConfig(model_type="gemma"), "not know this family"),
     ],
-    ids=["activation", "attention bias", "mlp bias", "dynamic positions", "window", "qwen window", "family"],
 )
-def test_the_own_forward_leaves_what_it_would_compute_wrongly_to_hugging_face(config: PreTrainedConfig):
-    config.hidden_act = getattr(config, "hidden_act", "silu")
-
-    assert not supports(config)
+def test_the_own_forward_leaves_what_it_would_compute_wrongly_to_hugging_face(config: PreTrainedConfig, why: str):
+    assert why in str(why_not(config))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["mistral-window", "qwen3-window", "gemma3"])
+def test_a_token_reads_no_further_back_than_its_window(family: str):
+    # the first layer, seen alone, looks back 5 tokens: itself and four before it
+    trunk = llama_of(hf_model(family, layers=1, **({"max_window_layers": 0} if family == "qwen3-window" else {})))
+    one, two = (
+        trunk.hidden(pack([[first, 21, 22, 23]], [[24, 25, 26]], [0])).final for first in (20, 30)
+    )  # the second answer token, 5 after the first of the prompt, is the first that does not see it
+
+    assert [bool((a != b).any()) for a, b in zip(one, two, strict=True)] == [True] * 4 + [True, False, False]
+
+
+def test_gemmas_two_kinds_of_layers_turn_heads_by_their_own_parameters():
+    # the layers differ in rotary parameters alone: with one base for both kinds the logits are others
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 10.0}, "full_attention": LINEAR}
+    hf = hf_model("gemma3", rope_parameters=rope, sliding_window=64)
+    other = hf_model("gemma3", rope_parameters=rope | {"sliding_attention": LINEAR}, sliding_window=64)
+    got = [Reader(llama_of(m), chat()).read(ASKED, ANSWERS).logp for m in (hf, other)]
+    row = oracle_logp(hf, chat().encode(ASKED[2]), ANSWERS[2].tokens.tolist())
+
+    assert_close(got[0][2, : len(row)], row, atol=1e-4, rtol=0)
+    assert (got[0] - got[1]).abs().max() > 0.01
+
+
+def test_gemmas_embeddings_are_scaled_as_bfloat16_rounds_the_scale():
+    # sqrt(32) = 5.656854; bfloat16 has 5.65625
+    hf = hf_model("gemma3").bfloat16()
+    trunk = from_state(hf.config, hf.state_dict(), torch.bfloat16, "cpu")
+    kept = trunk.hidden(pack([[20, 21]]), keep=[0]).kept[0]
+
+    assert torch.equal(kept, hf(input_ids=torch.tensor([[20, 21]]), output_hidden_states=True).hidden_states[0][0])
+    assert trunk.embedding_scale == 5.65625
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 def test_the_fallback_computes_what_the_own_forward_computes(family: str):
     hf = hf_model(family)
     own, fallback = (Reader(t, chat()).read(ASKED, ANSWERS, layers=(1,)) for t in (llama_of(hf), Generic(hf)))

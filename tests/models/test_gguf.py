@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from backflip.core.errors import DataError
 from backflip.models import gguf as module
 from backflip.models.chat import open_chat
 from backflip.models.gguf import convert_gguf
+from backflip.models.gguf_layout import Sizes, gemma_scalar
 from backflip.models.load import load_model
 from backflip.sampling.score import Reader
 
@@ -49,6 +51,30 @@ def test_a_gguf_file_scores_like_the_model_it_was_written_from(family: str, arch
     if family == "llama3-rope":
         rope = json.loads((Path(loaded.source) / "config.json").read_text())["rope_parameters"]
         assert rope == LLAMA3
+
+
+GEMMA_LAYERS = {"layers": 6, "sliding_window_pattern": 6, "query_pre_attn_scalar": 12}
+
+
+def test_a_gemma_file_scores_like_the_model_it_was_written_from(tmp_path: Path):
+    # llama.cpp's files say nothing of the sixth layer, which has no window, nor of the rotary base of the others
+    hf = hf_model("gemma3", **GEMMA_LAYERS)
+    loaded = load_model(str(write(tmp_path / "m.gguf", hf, "gemma3")), dtype=torch.float32)
+    got, want = (Reader(t, chat()).read(ASKED, ANSWERS).logp for t in (loaded.trunk, llama_of(hf)))
+
+    assert_close(got, want, atol=1e-4, rtol=0)
+    assert loaded.trunk.config.layer_types == ["sliding_attention"] * 5 + ["full_attention"]
+    assert loaded.trunk.config.rope_parameters == hf.config.rope_parameters  # type: ignore[union-attr]
+    assert loaded.tokenizer.tokenize("ab  ab") == ["ab", "▁", "▁ab"]
+    assert loaded.tokenizer("é", add_special_tokens=False)["input_ids"] == [6 + 0xC3, 6 + 0xA9]
+
+
+def test_gemmas_largest_scales_its_attention_in_its_own_way():
+    # 62 blocks are the 27B: 5376 numbers over 32 heads, 168, and not its heads' 128
+    sizes = Sizes(62, 5376, 32, 16, 128, 21504, 262208, tied=True)
+
+    assert gemma_scalar(sizes) == 168
+    assert gemma_scalar(replace(sizes, blocks=48)) == 128
 
 
 # theta 500000 over 8 dimensions: wavelengths 6.28 and 167 are short (below 8192 / 4), 118141 is long (above 8192),

@@ -10,7 +10,7 @@ from tiny import (
     ANSWERS,
     ASKED,
     LLAMA3,
-    OWN,
+    PLAIN,
     TEMPLATE,
     VOCABULARY,
     chat,
@@ -21,9 +21,9 @@ from tiny import (
     trained,
     trunk_of,
 )
-from tiny_gguf import TOKENS, byte_tokenizer
+from tiny_gguf import TOKENS, byte_tokenizer, piece_tokenizer
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from backflip.core.errors import ConfigError, DataError
 from backflip.models.chat import open_chat
@@ -67,7 +67,7 @@ def test_a_policy_comes_back_to_the_formats_precision(kind: Kind, bound: float, 
             assert torch.equal(tensor, merged[name])
 
 
-@pytest.mark.parametrize("family", OWN)
+@pytest.mark.parametrize("family", PLAIN)
 def test_every_family_comes_back_with_its_adapter(family: str, tmp_path: Path):
     trunk, _ = trunk_of(family)
     adapter = trained(trunk)
@@ -78,6 +78,64 @@ def test_every_family_comes_back_with_its_adapter(family: str, tmp_path: Path):
     assert_close(logp(loaded.trunk), logp(trunk, adapter), atol=1e-3, rtol=0)
     if family == "llama3-rope":
         assert loaded.trunk.config.rope_parameters == LLAMA3
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}
+GEMMA = {"query_pre_attn_scalar": 12, "layers": 4}
+
+
+def gemma(tmp_path: Path, **more: Any) -> tuple[Any, PreTrainedModel, Path]:
+    """A Gemma as GGUF can hold it, its oracle, and a folder with its kind of tokenizer."""
+    own = piece_tokenizer(template=TEMPLATE)
+    return *trunk_of("gemma3", **GEMMA | more), words(tmp_path, own=own)
+
+
+def test_a_gemma_comes_back_with_its_adapter_windows_and_words(tmp_path: Path):
+    rope = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}
+    trunk, _, folder = gemma(tmp_path, rope_parameters=rope)
+    adapter, before = trained(trunk), piece_tokenizer()
+    write_gguf(tmp_path / "policy.gguf", trunk, adapter, folder, "f32")
+    loaded = load_model(str(tmp_path / "policy.gguf"), dtype=torch.float32)
+    texts = ["ab  ab", "<user> ab<stop>", " é\n12  a", "xyz"]
+
+    assert_close(logp(loaded.trunk), logp(trunk, adapter), atol=1e-3, rtol=0)
+    assert loaded.trunk.config.rope_parameters == rope
+    assert loaded.trunk.config.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert [loaded.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts] == [
+        before(t)["input_ids"] for t in texts
+    ]
+    assert loaded.tokenizer.decode(before(" é\n12  ab")["input_ids"]) == " é\n12  ab"
+    assert open_chat(loaded).stops == (2, 5)
+
+
+def test_a_gemma_is_what_transformers_own_reader_finds(tmp_path: Path):
+    # it knows every sixth layer and a scale of 256 only
+    trunk, hf, folder = gemma(tmp_path, sliding_window_pattern=6, head_dim=256, query_pre_attn_scalar=256)
+    write_gguf(tmp_path / "policy.gguf", trunk, None, folder, "f32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="policy.gguf", dtype=torch.float32).eval()
+    text = [7, 8, 9, 200, 20, 30, 40, 50]
+
+    assert_close(oracle_logits(theirs, text), oracle_logits(hf, text), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"query_pre_attn_scalar": 20}, "query_pre_attn_scalar of 20"),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "in no regular order"),
+        ({"rope_parameters": {"sliding_attention": LINEAR}}, "scales the positions of its layers with a window"),
+        ({"rope_parameters": {"full_attention": LLAMA3}}, "scales its positions as 'llama3'"),
+    ],
+)
+def test_a_gemma_that_a_file_cannot_tell_of_is_refused(more: dict[str, Any], why: str, tmp_path: Path):
+    trunk, _, folder = gemma(tmp_path, **more)
+    assert why in refusal(ConfigError, tmp_path, trunk, folder)
+
+
+@pytest.mark.parametrize("family", ["mistral-window", "qwen3-window"])
+def test_a_window_that_the_architecture_does_not_have_is_refused(family: str, tmp_path: Path):
+    message = refusal(ConfigError, tmp_path, trunk_of(family)[0], words(tmp_path))
+    assert "gives some layers a sliding window" in message
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "qwen2"])

@@ -12,7 +12,7 @@ from backflip.core.errors import DataError
 from backflip.models.chat import open_chat
 from backflip.models.generic import Generic
 from backflip.models.llama import Llama
-from backflip.models.load import DEMO_MODEL, load_model, locate, pick_device
+from backflip.models.load import DEMO_MODEL, load_model, locate, pick_device, why_slow
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
 
@@ -23,7 +23,7 @@ def folder_of(family: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("family", "kind"), [("llama", Llama), ("qwen3", Llama), ("gpt2", Generic)])
+@pytest.mark.parametrize(("family", "kind"), [("llama", Llama), ("qwen3", Llama), ("gemma3", Llama), ("gpt2", Generic)])
 def test_a_hugging_face_folder_loads_and_scores_alike(family: str, kind: type, tmp_path: Path):
     loaded = load_model(str(folder_of(family, tmp_path)), dtype=torch.float32)
     hf = hf_model(family)
@@ -36,8 +36,13 @@ def test_a_hugging_face_folder_loads_and_scores_alike(family: str, kind: type, t
         assert_close(out.logp[row, : len(want)], want, atol=1e-4, rtol=0)
 
 
-def test_the_fallback_can_be_asked_for(tmp_path: Path):
-    assert isinstance(load_model(str(folder_of("llama", tmp_path)), own=False).trunk, Generic)
+def test_the_fallback_can_be_asked_for_and_says_why_it_is_taken(tmp_path: Path):
+    own, asked = (load_model(str(folder_of("llama", tmp_path / "llama")), own=own).trunk for own in (True, False))
+    other = load_model(str(folder_of("gpt2", tmp_path / "gpt2"))).trunk
+
+    assert isinstance(asked, Generic)
+    assert (why_slow(own), why_slow(asked)) == (None, "was not asked for")
+    assert why_slow(other) == "does not know this family"
 
 
 def test_bfloat16_is_what_is_loaded_unless_asked_otherwise(tmp_path: Path):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from backflip.models.llama import answer_attention
-from backflip.models.packed import pack
+from backflip.models.packed import answer_attention, pack, prompt_attention
 
 # Prompts [11 12] and [21 22 23]; answers [31 32] to the second, [41] to the first, [51 52 53] to the second.
 # Rows:     0  1        2  3  4               5  6                 7                   8  9 10
@@ -51,6 +50,27 @@ def test_an_answer_sees_its_prompt_and_itself_up_to_now():
     assert mask[0, 0, 0].tolist() == [True, True, True, True, False, False]
     assert mask[0, 0, 1].tolist() == [True, True, True, True, True, False]
     assert mask.any(-1).all()  # no softmax is empty, padding included
+
+
+def test_a_window_ends_what_is_seen():
+    mask = answer_attention(BATCH, 3)
+
+    assert mask is not None
+    # [51 52 53] stand at 3, 4, 5 after the prompt's 0, 1, 2: a window of 3 leaves 1..3, 2..4 and 3..5
+    assert mask[2, 0].int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
+    # [41] stands at 2 after 0, 1; its padding, at 3 and 4, sees itself at least
+    assert mask[1, 0, 0].tolist() == [True, True, False, True, False, False]
+    assert mask.any(-1).all()
+    assert answer_attention(BATCH, 1)[1, 0].any(-1).all()  # type: ignore[index]
+    assert torch.equal(answer_attention(BATCH, 6), answer_attention(BATCH) | torch.eye(3, 6).roll(3, 1).bool())  # type: ignore[operator, arg-type]
+
+
+def test_a_prompts_token_sees_itself_and_what_the_window_holds_before_it():
+    mask = prompt_attention(BATCH, 2)
+
+    assert mask is not None
+    assert mask.int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert prompt_attention(BATCH) is None
 
 
 def test_a_batch_may_hold_prompts_only():

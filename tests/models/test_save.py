@@ -18,7 +18,7 @@ from backflip.sampling.score import Reader
 
 # peft 0.21 still asks transformers 5 for a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-FAMILIES = ["llama", "llama-tied", "qwen2", "qwen3", "gpt2"]
+FAMILIES = ["llama", "llama-tied", "qwen2", "qwen3", "gemma3", "gpt2"]
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # GPT-2: peft finds it out itself

@@ -31,7 +31,7 @@ def drawn(made: Engine, prompts: Sequence[Prompt], n: int, seed: int = 5, max_to
     return [a for batch in made.sample(prompts, n, seed=seed, max_tokens=max_tokens) for a in batch]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "mistral-window", "gemma3", "gpt2"])
 def test_sampled_log_probabilities_equal_the_scoring_of_the_same_answers(family: str):
     trunk, _ = trunk_of(family)
     answers = drawn(engine(trunk, temperature=0.8), RAGGED, 8)
