@@ -1,10 +1,13 @@
 """How fast does Backflip sample and train, beside Hugging Face's own code and beside the machine's limit?
 
-    python bench/engine.py [--quick] [--threads N] [--repeats N]
+    python bench/engine.py [--quick] [--threads N] [--repeats N] [--alone] [--quality]
 
 SmolLM2-135M, prompts of 40 tokens, 48 new tokens each, none ending early: both sides make the same number of tokens,
-which is checked. The two sides take turns within one process; a row is the ratio of their medians, its interval that
-of the ratio resampled over repeats. The matmul peak is measured in the same run. Comparisons with TRL are to come.
+which is checked. The two sides take turns, within one process beside Hugging Face's `generate` and in one each beside
+TRL; a row is the ratio of their medians, its interval that of the ratio resampled over repeats. The matmul peak is
+measured in the same run. Beside TRL (see `peers`) a side's first turn is its warm-up, which has rows of its own.
+--quick takes smaller sizes; --alone leaves TRL out. The race to a share of wins (see `quality`) takes hours: --quality
+runs what is missing of it; without, its rows stand here once all of its runs are on the disk.
 """
 
 import argparse
@@ -20,7 +23,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from table import Row, part, raw_file, relative, write_results
+import peers
+import quality
+from table import Row, part, ratio_row, raw_file, relative, write_results
 
 from backflip.core.records import Prompt
 from backflip.models.adapters import new_adapter, upper_layers
@@ -41,13 +46,18 @@ def prompts_of(count: int, length: int = PROMPT) -> list[list[int]]:
     return [draw.integers(1000, 20000, length).tolist() for _ in range(count)]
 
 
-def own_sampler(loaded: Loaded, ids: list[list[int]], new: int) -> Callable[[], int]:
-    """Draws one answer to each prompt with Backflip's engine; returns the tokens made."""
-    by_id = {str(i): tokens for i, tokens in enumerate(ids)}
+def endless_chat(loaded: Loaded, by_id: dict[str, list[int]]) -> Chat:
+    """A chat side whose prompts' tokens are given, by the prompt's id, and whose answers never end."""
     chat = open_chat(loaded)
     endless = Chat(chat.tokenizer, (), chat.context, chat.templated)
     object.__setattr__(endless, "encode", lambda prompt, max_tokens=0: by_id[prompt.id])
-    engine = Engine(lambda _: loaded.trunk, endless, batch=len(ids))
+    return endless
+
+
+def own_sampler(loaded: Loaded, ids: list[list[int]], new: int) -> Callable[[], int]:
+    """Draws one answer to each prompt with Backflip's engine; returns the tokens made."""
+    by_id = {str(i): tokens for i, tokens in enumerate(ids)}
+    engine = Engine(lambda _: loaded.trunk, endless_chat(loaded, by_id), batch=len(ids))
     engine.load("reference")
     prompts = [Prompt(id=i, split="train", text="") for i in by_id]
 
@@ -153,19 +163,24 @@ def training(micro: int, repeats: int) -> dict[str, Any]:
     return {"gflops": done, "peak_gflops": peak, "micro": micro}
 
 
-def training_flops(loaded: Loaded, adapted: Any, prompts: int, answers: int) -> float:
-    """What forward and backward must compute: the head's gradient is one more product, a block's one for its input."""
-    tokens = prompts * PROMPT + answers * NEW
+def training_flops(
+    loaded: Loaded, adapted: Any, prompts: int, answers: int, prompt: int = PROMPT, new: int = NEW
+) -> float:
+    """What forward and backward must compute: the head's gradient is one more product, a block's one for its input.
+
+    `prompts` of `prompt` tokens each, `answers` to them of `new`.
+    """
+    tokens = prompts * prompt + answers * new
     c = loaded.trunk.config
     layers, width = (
         int(c.num_hidden_layers),
         int(c.num_attention_heads) * int(loaded.trunk.hidden_size // c.num_attention_heads),
     )
-    seen = prompts * PROMPT**2 / 2 + answers * NEW * (PROMPT + NEW / 2)  # pairs of tokens that attend
+    seen = prompts * prompt**2 / 2 + answers * new * (prompt + new / 2)  # pairs of tokens that attend
     attention = 4.0 * width * seen * layers
     upper = len({name.split(".")[2] for name in adapted}) / layers
-    forward = tokens * trunk_flops(loaded) + answers * NEW * head_flops(loaded) + attention
-    backward = tokens * trunk_flops(loaded) * upper + answers * NEW * head_flops(loaded) + 2 * attention * upper
+    forward = tokens * trunk_flops(loaded) + answers * new * head_flops(loaded) + attention
+    backward = tokens * trunk_flops(loaded) * upper + answers * new * head_flops(loaded) + 2 * attention * upper
     return forward + backward
 
 
@@ -180,24 +195,14 @@ def matmul_peak() -> float:
     return 2 * 2048**3 / best / 1e9
 
 
-def ratio_row(claim: str, above: list[float], below: list[float], **more: Any) -> Row:
-    """The ratio of two medians; its interval from 10,000 resamples of the repeats."""
-    draw = np.random.default_rng(0)
-    a, b = np.array(above), np.array(below)
-    resampled = [
-        np.median(a[draw.integers(len(a), size=len(a))]) / np.median(b[draw.integers(len(b), size=len(b))])
-        for _ in range(10_000)
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Row(claim=claim, value=float(np.median(a) / np.median(b)), low=float(low), high=float(high), **more)
-
-
 def main() -> None:
     """Run the parts that are missing, then print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--quality", action="store_true")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -231,6 +236,13 @@ def main() -> None:
     small, large = (float(np.median(seen[s]["seconds"])) for s in ("small", "large"))
     foreseen = small * seen["large"]["flops"] / seen["small"]["flops"]
     rows.append(Row(claim="cost growth error", value=abs(large / foreseen - 1), **about("growth", "share", "<= 0.2")))
+    if not args.alone:
+        rows += peers.rows(made, about, peers.Work(threads, args.quick), repeats)
+    if not args.quick:
+        try:
+            rows += quality.rows(quality.Runs("engine", threads, args.quality), f"{command} --quality")
+        except quality.Missing:
+            print("time to same quality: left out, not all of its runs are on the disk; --quality runs them")
     write_results("engine", rows, args.quick, [0], {"threads": threads, "repeats": repeats})
 
 
