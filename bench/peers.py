@@ -312,8 +312,8 @@ def shared_trunk(plain: Any, lora: Mapping[str, Any], best: str, about: About) -
     )  # fmt: skip
     return [
         speed_row("one trunk ppo vs TRL 1.12 default", plain, "own", about("trl-ppo-fp32", bar=">= 8")),
-        replace(with_lora, met_by=share.claim if share.holds else ""),
-        replace(share, met_by=with_lora.claim if with_lora.holds else ""),
+        replace(with_lora, met_by=share.claim if share.holds and not with_lora.holds else ""),
+        replace(share, met_by=with_lora.claim if with_lora.holds and not share.holds else ""),
         Row(claim="one trunk ppo memory GB", value=plain["own"]["peak_gb"], **about("trl-ppo-fp32", "GB", "<= 3")),
     ]
 

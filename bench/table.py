@@ -141,7 +141,7 @@ def print_table(results: Mapping[str, Any]) -> None:
     lines = [("claim", "value", "interval", "unit", "bar", "holds")]
     for row in results["rows"]:
         interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
-        holds = {None: "", True: "yes", False: "NO"}[row["holds"]]
+        holds = "by the other" if row.get("met_by") else {None: "", True: "yes", False: "NO"}[row["holds"]]
         lines.append((row["claim"], f"{row['value']:.4g}", interval, row["unit"], row["bar"], holds))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:

@@ -65,7 +65,8 @@ def serve(prepare: Callable[[dict[str, Any], Phases], Turn]) -> None:
     answer({"seconds": time.perf_counter() - began})
     for _ in sys.stdin:
         phases.split(0.0)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         found = turn()
+        found["cpu_s"] = time.process_time() - worked  # far below the seconds times the threads: the machine was busy
         seconds = time.perf_counter() - began - found.pop("aside", 0.0)
         answer({"seconds": seconds, "split": phases.split(seconds)} | found)
