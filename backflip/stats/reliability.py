@@ -15,8 +15,8 @@ from scipy.special import expit
 
 from backflip.core.rng import generator
 from backflip.stats.evidence import Evidence, checked
-from backflip.stats.judgements import TieModel
-from backflip.stats.raters import LAPSE, SENSITIVITY, TRAITS, Pooling, Posterior, RaterFit, fit_raters
+from backflip.stats.judgements import A, B, TieModel, pair_likelihood
+from backflip.stats.raters import GUESS, LAPSE, SENSITIVITY, TIES, TRAITS, Pooling, Posterior, RaterFit, fit_raters
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ class Draws(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """(R,) each: how often a rater picks the better of two answers when he has to choose, with an interval."""
+    """(R,) each: how often a rater who decides picks the better of two answers, with an interval."""
 
     value: Array
     low: Array
@@ -136,7 +136,7 @@ def trait_variance(posterior: Posterior, at: Array) -> Array:
 
 
 def reliability(fit: RaterFit, drawn: Draws, apart: Array, *, level: float = 0.95) -> Reliability:
-    """How often each rater would pick the better answer of pairs like these, if he had to choose.
+    """How often a decided vote of each rater would be for the better answer, of pairs like these.
 
     Shapes: apart (M, F), features of one answer less those of the other. Lapses count, bias by position does not. 0.5
     is a coin; an adversary is below. Value and interval are the mean and quantiles over the draws, each judging by its
@@ -145,14 +145,22 @@ def reliability(fit: RaterFit, drawn: Draws, apart: Array, *, level: float = 0.9
     if len(apart) == 0:
         raise ValueError("reliability is about pairs: give at least one")
     shares = (np.arange(GAPS) + 0.5) / GAPS
-    rights = []
-    for weight, traits in zip(drawn.weight, drawn.traits, strict=True):
-        typical = np.quantile(np.abs(apart @ weight), shares)
-        sure = expit(traits[:, SENSITIVITY, None] * typical).mean(1)
-        lapse = expit(traits[:, LAPSE]) if fit.has[LAPSE] else 0.0
-        rights.append((1 - lapse) * sure + lapse / 2)
+    rights = [
+        _right(fit, traits, np.quantile(np.abs(apart @ weight), shares))
+        for weight, traits in zip(drawn.weight, drawn.traits, strict=True)
+    ]
     low, high = np.quantile(rights, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Reliability(np.mean(rights, axis=0), low, high)
+
+
+def _right(fit: RaterFit, traits: Array, gap: Array) -> Array:
+    """(R,) chance that a decided vote is for the better answer, the mean over gaps (M,) above 0."""
+    each = np.repeat(traits, len(gap), axis=0)
+    tie, lapse = (each[:, t] if fit.has[t] else None for t in (TIES, LAPSE))
+    view, no = each[:, SENSITIVITY] * np.tile(gap, len(traits)), np.zeros(len(each), dtype=np.int64)
+    said = (pair_likelihood(view, no + c, no, tie, lapse, None, float(fit.usual[GUESS]), ties=fit.ties) for c in (A, B))
+    better, worse = (d.logp for d in said)
+    return np.asarray(expit(better - worse).reshape(len(traits), -1).mean(1))
 
 
 def _own_curvature(posterior: Posterior, at: Array) -> Array:

@@ -99,5 +99,8 @@ def test_known_answers_show_who_is_right():
     assert got["r"].judged == 3
     assert got["s"].share.value == 0
     assert 0.5 < got["s"].share.high < 1  # one wrong answer proves little
+    missed = got["s"].share
+    hit = gold_accuracy(["a"], "s", ["a"])["s"].share
+    assert (1 - hit.high, 1 - hit.low) == pytest.approx((missed.low, missed.high))
     with pytest.raises(ValueError, match="known answer"):
         gold_accuracy(["skip"], "r", ["a"])

@@ -26,7 +26,8 @@ class Crowd:
         self.evidence = Evidence(len(sensitivity), PairVotes(a, b, choice, rater))
         self.apart = luck.normal(size=(200, FEATURES)) * np.sqrt(2)
         gap = np.abs(self.apart @ self.weight)
-        self.reliability = np.array([expit(s * gap).mean() for s in sensitivity])
+        right, wrong = (expit(sign * np.outer(sensitivity, gap) - 0.5) for sign in (1, -1))
+        self.reliability = (right / (right + wrong)).mean(1)
 
     def fit(self, pooling: Pooling = NO_LAPSE):
         return fit_crowd(self.features, self.evidence, pooling)
@@ -60,6 +61,17 @@ def test_weights_are_as_uncertain_as_a_second_crowd_would_make_them():
         fits.append(fit_raters(truth.features, Evidence(5, votes), ALIKE).weight)
 
     np.testing.assert_allclose(drawn.weight.std(0), np.std(fits, axis=0), rtol=0.4)
+
+
+def test_reward_and_sensitivity_are_drawn_together():
+    # of one rater's votes only the product of his sensitivity and the rewards is known
+    crowd = Crowd(2, np.ones(1), 800)
+    fit = fit_raters(crowd.features, crowd.evidence, Pooling(sensitivity=0.3, tie=0.0, lapse=None), prior=0.01)
+    drawn = posterior_draws(crowd.features, crowd.evidence, fit, 0, prior=0.01)
+    sensitivity, size = drawn.traits[:, 0, SENSITIVITY], np.linalg.norm(drawn.weight, axis=1)
+
+    assert np.corrcoef(sensitivity, size)[0, 1] < -0.5
+    assert (sensitivity * size).std() / size.mean() < 0.6 * sensitivity.std()
 
 
 def test_reliability_tells_experts_from_adversaries():
