@@ -88,7 +88,7 @@ def _fit_into_memory(tools: Tools, state: PolicyState) -> None:
     plan, reader, prompts = tools.plan, tools.reader, tools.split("train")
     room, rollouts = plan.sampling.max_tokens, min(plan.ppo.prompts, len(prompts)) * plan.ppo.answers
     shown = longest_imaginable(tools.chat, prompts, room)
-    need = need_of_climb(reader, state.adapter, *shown, rollouts=rollouts, room=room)
+    need = need_of_climb(reader, state, *shown, rollouts=rollouts, room=room)
     keep_within_memory(reader, need, at_a_time(plan.ppo, rollouts))
 
 

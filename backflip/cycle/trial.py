@@ -246,5 +246,5 @@ def _climb_need(patient: Patient, tried: Tried) -> tuple[Need, int]:
     plan, reader = patient.plan, patient.reader
     rollouts = answers_a_step(plan.ppo, len(patient.train()))
     shown, room = longest(tried.asked, tried.answers), plan.sampling.max_tokens
-    need = need_of_climb(reader, patient.state.adapter, *shown, rollouts=rollouts, room=room)
+    need = need_of_climb(reader, patient.state, *shown, rollouts=rollouts, room=room)
     return need, at_a_time(plan.ppo, rollouts)

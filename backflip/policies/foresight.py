@@ -11,6 +11,7 @@ from backflip.models.adapters import Adapter
 from backflip.models.chat import Chat
 from backflip.models.memory import available_bytes, saved_bytes
 from backflip.policies.plan import PPO
+from backflip.policies.state import PolicyState
 from backflip.sampling.score import Reader, pack_answers
 
 SPARE = 1.3
@@ -56,15 +57,23 @@ def need_of_step(reader: Reader, adapter: Adapter, prompts: Sequence[Prompt], an
     one, two = kept(1), kept(2)
     tuned = sum(p.numel() for p in adapter.parameters())
     changed = sum(a * b for name, (a, b) in trunk.linear_shapes().items() if name in adapter.b)
-    return Need(tuned * 4 * 3 + 2 * changed * trunk.dtype.itemsize, one, max(0, two - one))
+    # beside the sampler's merged copy, each weight twice as it is laid out, that of the adapter in training
+    return Need(tuned * 4 * 3 + 4 * changed * trunk.dtype.itemsize, one, max(0, two - one))
 
 
 def need_of_climb(
-    reader: Reader, adapter: Adapter, prompts: Sequence[Prompt], answers: Sequence[Answer], *, rollouts: int, room: int
+    reader: Reader,
+    state: PolicyState,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    *,
+    rollouts: int,
+    room: int,
 ) -> Need:
-    """As `need_of_step`, with the states of so many answers of up to `room` tokens."""
-    need = need_of_step(reader, adapter, prompts, answers)
-    return need._replace(fixed=need.fixed + STATES_HELD * rollouts * room * reader.trunk.hidden_size * 4)
+    """As `need_of_step`, with the critic's weights and the states of so many answers of up to `room` tokens."""
+    need = need_of_step(reader, state.adapter, prompts, answers)
+    learned = sum(p.numel() for p in state.critic.parameters) * 4 * 3
+    return need._replace(fixed=need.fixed + learned + STATES_HELD * rollouts * room * reader.trunk.hidden_size * 4)
 
 
 def at_a_time(config: PPO, rollouts: int) -> int:

@@ -61,7 +61,13 @@ def ready(settings: dict[str, Any], config: PPO, phases: Phases) -> tuple[Loaded
 
 def climb(settings: dict[str, Any], config: PPO, by: Any, kl: Any, phases: Phases) -> Turn:
     """One step of an optimiser, as the cycle drives it."""
-    loaded, state, tools = ready(settings, config, phases)
+    return step_of(settings, config, by, kl, *ready(settings, config, phases))
+
+
+def step_of(
+    settings: dict[str, Any], config: PPO, by: Any, kl: Any, loaded: Loaded, state: PolicyState, tools: Tools
+) -> Turn:
+    """A turn is one step."""
 
     def turn() -> dict[str, Any]:
         how = Optimise(by=by, kl=kl)
@@ -86,9 +92,26 @@ def one_trunk(settings: dict[str, Any], phases: Phases) -> Turn:
 
 
 def separate(settings: dict[str, Any], phases: Phases) -> Turn:
-    """PPO that changes every weight of the layers, with full copies."""
-    turn = climb(settings, ppo_of(settings, rank=0, adapted=1.0, learning_rate=1e-5), "ppo", "k1", phases)
-    return lambda: turn() | {"full_models": 2}  # policy and reference; reward and value still read the reference
+    """PPO with four whole models: policy and value model in training, reward model and reference as they are."""
+    config = ppo_of(
+        settings, rank=0, adapted=1.0, learning_rate=1e-5, critic="model", critic_learning_rate=1e-5,
+        critic_epochs=settings["epochs"],
+    )  # fmt: skip
+    loaded, state, tools = ready(settings, config, phases)
+    copy = fresh_state(loaded.trunk, config, 1).adapter
+    judge = Reader(loaded.trunk.merged(copy), tools.reader.chat, micro=config.micro)
+    judge_read: Any = judge
+    judge_read.read = phases.timed("read", judge.read)
+    weight = np.random.default_rng(0).standard_normal(loaded.trunk.hidden_size)
+
+    class Whole:
+        """A reward model of its own: a whole model, and a weight on its last state."""
+
+        def score(self, prompts: list[Prompt], answers: list[Answer]) -> Any:
+            return judge.read(prompts, answers).last.double().numpy() @ weight
+
+    turn = step_of(settings, config, "ppo", "k1", loaded, state, tools._replace(scorer=Whole()))
+    return lambda: turn() | {"full_models": 4}
 
 
 def grpo(settings: dict[str, Any], phases: Phases) -> Turn:

@@ -4,7 +4,8 @@ TRL's settings are its defaults, except where both sides must do the same work o
 no early ending, no gradient checkpointing (which computes the forward twice), precision as asked for: "fp32", "bf16"
 (weights and optimiser in bfloat16) or "autocast" (float32 weights, TRL's default). With "lora" PPO's policy carries
 an adapter of that rank on the layers named, and the reference is the same model without it; its value model stays
-whole, as TRL has it.
+whole, as TRL has it. With "layers_only" the embeddings, which are the output layer too, stay as they are, as they
+do in Backflip: then both sides do the same work.
 """
 
 import os
@@ -88,11 +89,15 @@ def ppo_trainer(settings: dict[str, Any], phases: Phases, **more: Any) -> tuple[
         )
     # twice the prompts: Accelerate steps at every part of a batch that is the last one of its data
     data = Dataset.from_dict({"input_ids": settings["prompts"] * 2})
+    policy, value = model(settings, pad), model(settings, pad, scores=True)
+    if settings.get("layers_only"):
+        for whole in (policy, value):
+            whole.get_input_embeddings().requires_grad_(False)
     judge = more.pop("reward_model", None) or model(settings, pad, scores=True)
     trainer = PPOTrainer(
-        args=config, processing_class=words, model=model(settings, pad), train_dataset=data, peft_config=adapter,
+        args=config, processing_class=words, model=policy, train_dataset=data, peft_config=adapter,
         ref_model=None if adapter else model(settings, pad), reward_model=judge,
-        value_model=model(settings, pad, scores=True), **more,
+        value_model=value, **more,
     )  # fmt: skip
     seen = {"tokens": 0, "steps": 0}
     generate = code.batch_generation
