@@ -36,7 +36,7 @@ from backflip.policies.plan import PPO
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
 
-PROMPT, NEW = 40, 48
+PROMPT, NEW, BATCH = 40, 48, 64
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -54,16 +54,16 @@ def endless_chat(loaded: Loaded, by_id: dict[str, list[int]]) -> Chat:
     return endless
 
 
-def own_sampler(loaded: Loaded, ids: list[list[int]], new: int) -> Callable[[], int]:
+def own_sampler(loaded: Loaded, ids: list[list[int]], new: int, batch: int = BATCH) -> Callable[[], int]:
     """Draws one answer to each prompt with Backflip's engine; returns the tokens made."""
     by_id = {str(i): tokens for i, tokens in enumerate(ids)}
-    engine = Engine(lambda _: loaded.trunk, endless_chat(loaded, by_id), batch=len(ids))
+    engine = Engine(lambda _: loaded.trunk, endless_chat(loaded, by_id), batch=min(batch, len(ids)))
     engine.load("reference")
     prompts = [Prompt(id=i, split="train", text="") for i in by_id]
 
     def run() -> int:
-        [answers] = engine.sample(prompts, 1, seed=0, max_tokens=new)
-        return sum(len(a.tokens) for a in answers)
+        drawn = engine.sample(prompts, 1, seed=0, max_tokens=new)
+        return sum(len(a.tokens) for answers in drawn for a in answers)
 
     return run
 
@@ -110,22 +110,29 @@ def sampling(dtype: str, batch: int, repeats: int) -> dict[str, Any]:
     )
 
 
-def growth(repeats: int) -> dict[str, Any]:
-    """Sampling at a small size and at 4 times the answers and 2 times the length, with the FLOPs of both."""
+def growth(repeats: int, answers: int, new: int) -> dict[str, Any]:
+    """Sampling `answers` of `new` tokens, and 4 times as many of 2 times the length, with the FLOPs of both.
+
+    The engine's batch is the same for both, so that the larger work is more of the same and not a better use of the
+    machine.
+    """
     loaded = load_model(DEMO_MODEL)
+    width = int(loaded.trunk.hidden_size)
     out: dict[str, Any] = {}
-    for name, batch, new in (("small", 16, 24), ("large", 64, 48)):
-        run = own_sampler(loaded, prompts_of(batch), new)
-        run()
-        seconds = []
-        for _ in range(repeats):
+    runs = {"small": (answers, new), "large": (4 * answers, 2 * new)}
+    samplers = {name: own_sampler(loaded, prompts_of(n), t, min(BATCH, answers)) for name, (n, t) in runs.items()}
+    for name, (n, t) in runs.items():
+        tokens, seen = n * (PROMPT + t), n * (PROMPT + t) ** 2 / 2  # pairs of tokens that attend
+        attention = 4.0 * width * loaded.trunk.layers * seen
+        out[name] = {
+            "seconds": [], "flops": tokens * trunk_flops(loaded) + n * t * head_flops(loaded) + attention,
+        }  # fmt: skip
+    samplers["small"]()
+    for _ in range(repeats):
+        for name, run in samplers.items():
             began = time.perf_counter()
             run()
-            seconds.append(time.perf_counter() - began)
-        out[name] = {
-            "seconds": seconds,
-            "flops": batch * (PROMPT + new) * trunk_flops(loaded) + batch * new * head_flops(loaded),
-        }
+            out[name]["seconds"].append(time.perf_counter() - began)
     return out
 
 
@@ -232,7 +239,8 @@ def main() -> None:
     seen = made("training", partial(training, 48, repeats))
     share = about("training", "share", ">= 0.70")
     rows.append(ratio_row("training share of matmul peak bf16", seen["gflops"], seen["peak_gflops"], **share))
-    seen = made("growth", partial(growth, repeats))
+    base = (32, 24) if args.quick else (BATCH, NEW)
+    seen = made("growth", partial(growth, min(repeats, 3), *base))
     small, large = (float(np.median(seen[s]["seconds"])) for s in ("small", "large"))
     foreseen = small * seen["large"]["flops"] / seen["small"]["flops"]
     rows.append(Row(claim="cost growth error", value=abs(large / foreseen - 1), **about("growth", "share", "<= 0.2")))
