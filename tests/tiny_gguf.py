@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 from numpy.typing import NDArray
 from tiny import SPECIAL
-from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -113,6 +113,7 @@ def piece_tokenizer(*, template: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer of Gemma's kind, as transformers has it."""
     core = Tokenizer(BPE({w: i for i, w in enumerate(PIECES)}, PAIRS, byte_fallback=True, unk_token="<unk>"))
     core.normalizer = normalizers.Replace(" ", "▁")
+    core.add_tokens([AddedToken("▁▁", normalized=False)])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return _named(core, template)
 

@@ -177,9 +177,10 @@ def _write_words(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: i
     words = {i: w for w, i in tokenizer.get_vocab().items()}
     added: dict[int, Any] = dict(getattr(tokenizer, "added_tokens_decoder", {}))
     kinds = {i: TokenType.CONTROL if t.special else TokenType.USER_DEFINED for i, t in added.items()}
-    writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(rows)])
     if pieces:
         kinds |= {i: TokenType.BYTE for i, w in words.items() if BYTE.fullmatch(w)}
+    plain = {i: words[i].replace("▁", " ") for i, kind in kinds.items() if pieces and kind == TokenType.USER_DEFINED}
+    writer.add_token_list([plain.get(i) or words.get(i, f"[PAD{i}]") for i in range(rows)])
     writer.add_token_types([kinds.get(i, TokenType.NORMAL if i in words else TokenType.UNUSED) for i in range(rows)])
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     if pieces:

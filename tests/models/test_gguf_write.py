@@ -108,6 +108,21 @@ def test_a_gemma_comes_back_with_its_adapter_windows_and_words(tmp_path: Path):
     assert open_chat(loaded).stops == (2, 5)
 
 
+def test_gemmas_words_are_listed_as_llama_cpp_reads_them(tmp_path: Path):
+    # the earlier a merge, the higher the score of what it makes; tokens to find in plain text have plain spaces
+    trunk, _, folder = gemma(tmp_path)
+    write_gguf(tmp_path / "policy.gguf", trunk, None, folder)
+    fields = gguf.GGUFReader(tmp_path / "policy.gguf").fields
+    tokens, scores, types = (fields[f"tokenizer.ggml.{k}"].contents() for k in ("tokens", "scores", "token_type"))
+    seen = {t: (s, k) for t, s, k in zip(tokens, scores, types, strict=True)}
+
+    assert [seen[t] for t in ("ab", "▁a", "▁ab", "  ")] == [(0.0, 1), (-1.0, 1), (-2.0, 1), (-4.0, 4)]
+    assert seen["<0x0A>"] == (-5.0, 6)
+    assert seen["<user>"] == (-5.0, 3)
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is False
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+
+
 def test_a_gemma_is_what_transformers_own_reader_finds(tmp_path: Path):
     # it knows every sixth layer and a scale of 256 only
     trunk, hf, folder = gemma(tmp_path, sliding_window_pattern=6, head_dim=256, query_pre_attn_scalar=256)
