@@ -54,14 +54,22 @@ def plan_of(task: str, seed: int, quick: bool, threads: int) -> Plan:
     )
 
 
-def one_run(name: str, task: str, seed: int, quick: bool, threads: int) -> dict[str, Any]:
-    """Run one seed in a process of its own; its time, its peak memory and the tables of its final answers."""
-    root = OUT / f"{name}-{code()}-{'quick-' if quick else ''}s{seed}-t{threads}"
+RUN = "import sys; from pathlib import Path; from backflip.cycle.run import run_rounds; run_rounds(Path(sys.argv[1]))"
+PLAIN = "from backflip.models import attention, linear; attention.MOST_SCORES = 0; linear.available = lambda _: False; "
+"""Turns our own kernels off: PyTorch's eager ones do the work."""
+
+
+def one_run(name: str, task: str, seed: int, quick: bool, threads: int, *, plain: bool = False) -> dict[str, Any]:
+    """Run one seed in a process of its own; its time, its peak memory and the tables of its final answers.
+
+    With `plain`, in float32 and by PyTorch's eager kernels.
+    """
+    root = OUT / f"{name}-{code()}-{'quick-' if quick else ''}{'plain-' if plain else ''}s{seed}-t{threads}"
     plan = plan_of(task, seed, quick, threads)
+    if plain:
+        plan = replace(plan, model=replace(plan.model, dtype="float32"))
     start_run(root, plan)
-    script = (
-        "import sys; from pathlib import Path; from backflip.cycle.run import run_rounds; run_rounds(Path(sys.argv[1]))"
-    )
+    script = PLAIN + RUN if plain else RUN
     threads_env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     process = subprocess.Popen([sys.executable, "-c", script, str(root)], env=os.environ | threads_env)
     _, status, usage = os.wait4(process.pid, 0)

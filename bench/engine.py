@@ -1,13 +1,14 @@
 """How fast does Backflip sample and train, beside Hugging Face's own code and beside the machine's limit?
 
-    python bench/engine.py [--quick] [--threads N] [--repeats N] [--alone] [--quality]
+    python bench/engine.py [--quick] [--threads N] [--repeats N] [--alone] [--quality] [--learning]
 
 SmolLM2-135M, prompts of 40 tokens, 48 new tokens each, none ending early: both sides make the same number of tokens,
 which is checked. The two sides take turns, within one process beside Hugging Face's `generate` and in one each beside
 TRL; a row is the ratio of their medians, its interval that of the ratio resampled over repeats. The matmul peak is
 measured in the same run. Beside TRL (see `peers`) a side's first turn is its warm-up, which has rows of its own.
 --quick takes smaller sizes; --alone leaves TRL out. The race to a share of wins (see `quality`) takes hours: --quality
-runs what is missing of it; without, its rows stand here once all of its runs are on the disk.
+runs what is missing of it; without, its rows stand here once all of its runs are on the disk. So do those of the
+demo's own runs (see `unharmed`), which --learning makes.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import peers
 import quality
+import unharmed
 from table import Row, part, ratio_row, raw_file, relative, write_results
 
 from backflip.core.records import Prompt
@@ -210,6 +212,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--learning", action="store_true")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -247,10 +250,15 @@ def main() -> None:
     if not args.alone:
         rows += peers.rows(made, about, peers.Work(threads, args.quick), repeats)
     if not args.quick:
-        try:
-            rows += quality.rows(quality.Runs("engine", threads, args.quality), f"{command} --quality")
-        except quality.Missing:
-            print("time to same quality: left out, not all of its runs are on the disk; --quality runs them")
+        for what, option, make in (
+            ("time to same quality", "--quality", partial(quality.rows, quality.Runs("engine", threads, args.quality))),
+            ("demo minutes", "--learning", partial(unharmed.minutes, args.learning)),
+            ("learning unharmed", "--learning", partial(unharmed.learning, args.threads, args.learning)),
+        ):
+            try:
+                rows += make(f"{command} {option}")
+            except quality.Missing:
+                print(f"{what}: left out, not all of its runs are on the disk; {option} runs them")
     write_results("engine", rows, args.quick, [0], {"threads": threads, "repeats": repeats})
 
 
