@@ -23,6 +23,8 @@ from backflip.models.trunk import Decoder, Hidden
 class Generic:
     """A Hugging Face model (see `Trunk` for the methods' contracts)."""
 
+    refills = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         model.train(False)  # no dropout
         self.model = model.requires_grad_(False)
@@ -89,14 +91,9 @@ class Generic:
             model.load_state_dict(self._changed(adapter), strict=False)
         return Generic(model)
 
-    def start(self, prompts: Sequence[Sequence[int]], repeats: int, room: int) -> tuple[Decoder, Tensor]:
-        """Read the prompts, left-padded; see `Trunk.start`. The cache grows, so `room` is not needed here."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        ids, mask = ids.repeat_interleave(repeats, 0), mask.repeat_interleave(repeats, 0)
-        decoder = GenericDecoder(self, mask)
-        return decoder, decoder.read(ids)
+    def start(self, rows: int, room: int) -> Decoder:
+        """See `Trunk.start`. The cache grows as it is filled: neither number is needed."""
+        return GenericDecoder(self)
 
     def state(self) -> Mapping[str, Tensor]:
         """The model's own state; see `Trunk.state`."""
@@ -106,9 +103,21 @@ class Generic:
 class GenericDecoder:
     """Sequences in Hugging Face's growing cache (see `Decoder`)."""
 
-    def __init__(self, trunk: Generic, mask: Tensor) -> None:
-        self.trunk, self.mask = trunk, mask
+    def __init__(self, trunk: Generic) -> None:
+        self.trunk = trunk
+        self.mask = torch.zeros(0, 0, dtype=torch.long, device=trunk.device)
         self.cache: Any = None
+
+    def admit(self, slots: Sequence[int], prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> Tensor:
+        """Read the prompts, left-padded, once per answer; see `Decoder.admit`. Raises: ValueError the second time."""
+        if self.cache is not None:
+            raise ValueError("the sequences of this cache cannot be replaced while others go on")
+        each = [p for p, times in zip(prompts, repeats, strict=True) for _ in range(times)]
+        texts = [text for _, text in sorted(zip(slots, each, strict=True), key=lambda pair: pair[0])]
+        width, device = max(map(len, texts)), self.trunk.device
+        ids = torch.tensor([[0] * (width - len(t)) + list(t) for t in texts], device=device)
+        self.mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=device)
+        return self.read(ids)[list(slots)]
 
     def read(self, ids: Tensor) -> Tensor:
         """Read tokens (B, n) into the cache; logits (B, V) after the last."""
@@ -119,10 +128,13 @@ class GenericDecoder:
         self.cache = out.past_key_values
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to every sequence; see `Decoder.step`."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        return self.read(tokens[:, None])
+    def step(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Append one token to each of the sequences, a masked one to the others; see `Decoder.step`."""
+        going = torch.tensor(rows, device=tokens.device)
+        ids, real = torch.zeros_like(self.mask[:, :1]), torch.zeros_like(self.mask[:, :1])
+        ids[going, 0], real[going] = tokens, 1
+        self.mask = torch.cat([self.mask, real], 1)
+        return self.read(ids)[going]
 
     def keep(self, rows: Tensor) -> None:
         """Drop the other sequences; see `Decoder.keep`."""

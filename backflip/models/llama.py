@@ -4,9 +4,8 @@ Plain tensors and functions; what the families do differently is data of `famili
 the oracle in the tests. Knows nothing of tokenizers, rewards or optimisers.
 """
 
-import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from backflip.models.adapters import Adapter, adapted_linear, changed_weight
 from backflip.models.attention import attend
+from backflip.models.cache import Cache
 from backflip.models.families import (
     ACTIVATIONS,
     FAMILIES,
@@ -79,6 +79,8 @@ def _layer_names(index: int, parts: Sequence[str]) -> list[str]:
 
 class Llama:
     """A Llama-family model as plain tensors (see `Trunk` for the methods' contracts)."""
+
+    refills = True
 
     def __init__(self, config: Any, embedding: Tensor, blocks: Sequence[Layer], norm: Norm, head: Tensor) -> None:
         self.config = config
@@ -222,54 +224,45 @@ class Llama:
 
     # --- decoding -------------------------------------------------------------------------------------
 
-    def start(self, prompts: Sequence[Sequence[int]], repeats: int, room: int) -> tuple[Decoder, Tensor]:
-        """Read the prompts, each once; see `Trunk.start`."""
+    def start(self, rows: int, room: int) -> Decoder:
+        """See `Trunk.start`."""
+        return LlamaDecoder(self, rows, room)
+
+    def read(self, prompts: Sequence[Sequence[int]], store: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """Read P prompts; returns the logits (P, V) of what comes next.
+
+        `store` is given each layer's index, keys and values, (P, kv, longest prompt, D).
+        """
         batch = pack(prompts, device=self.device)
-        lengths = batch.prompt_mask.sum(1)
-        count, width = len(prompts) * repeats, int(lengths.max()) + room
-        shape = (count, self.kv_heads, width, self.head_dim)
-        keys = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
-        values = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
-        x, sights, top = self._embed(batch.ids), self._sights(batch), int(lengths.max())
+        x, sights = self._embed(batch.ids), self._sights(batch)
         for i, w in enumerate(self.blocks):
             sight = sights[self.looks[i]]
             q, k, v = self._qkv(x, w, i, sight.rope, None)
-            keys[i][:, :, :top] = k[batch.prompt_rows].transpose(1, 2).repeat_interleave(repeats, 0)
-            values[i][:, :, :top] = v[batch.prompt_rows].transpose(1, 2).repeat_interleave(repeats, 0)
+            store(i, k[batch.prompt_rows].transpose(1, 2), v[batch.prompt_rows].transpose(1, 2))
             x = self._feed(x, self._attend(q, k, v, batch, sight), w, i, None)
-        last = batch.prompt_rows.gather(1, (lengths - 1)[:, None])[:, 0]
-        logits = linear(self.norm(x[last]), self.output)
-        cache = LlamaDecoder(self, keys, values, lengths.repeat_interleave(repeats))
-        return cache, logits.repeat_interleave(repeats, 0)
+        last = batch.prompt_rows.gather(1, batch.prompt_mask.sum(1, keepdim=True) - 1)[:, 0]
+        return linear(self.norm(x[last]), self.output)
 
-    def decode(self, tokens: Tensor, keys: list[Tensor], values: list[Tensor], positions: Tensor) -> Tensor:
-        """One token a sequence: writes its keys and values at `positions` (B,), returns logits (B, V)."""
-        rows, group = torch.arange(len(tokens), device=self.device), self.heads // self.kv_heads
+    def decode(self, tokens: Tensor, rows: Tensor, cache: Cache, bands: Sequence[tuple[int, int, int]]) -> Tensor:
+        """One token a sequence: writes its keys and values into the rows of the cache, returns logits (R, V)."""
+        positions, group = cache.lengths[rows], self.heads // self.kv_heads
         turns = {name: self._rope(name, positions) for name in self.rotary}
-        masks = {window: self._past(positions, window) for window in {look.window for look in self.looks}}
+        masks = {window: cache.past(window) for window in {look.window for look in self.looks}}
         x = self._embed(tokens)
         for i, (w, look) in enumerate(zip(self.blocks, self.looks, strict=True)):
             q, k, v = self._qkv(x, w, i, turns[look.rope], None)
-            keys[i][rows, :, positions] = k
-            values[i][rows, :, positions] = v
-            q = q.reshape(len(tokens), self.kv_heads, group, self.head_dim)
-            mask, past = masks[look.window]
-            seen = F.scaled_dot_product_attention(
-                q, keys[i][:, :, past], values[i][:, :, past], attn_mask=mask, scale=self.scale
-            )
-            x = self._feed(x, seen.reshape(len(tokens), -1), w, i, None)
+            keys, values, mask = cache.keys[i], cache.values[i], masks[look.window]
+            keys[rows, :, positions] = k
+            values[rows, :, positions] = v
+            all_q = q.new_zeros(len(keys), self.kv_heads, group, self.head_dim)
+            all_q[rows] = q.reshape(len(tokens), self.kv_heads, group, self.head_dim)
+            for a, b, top in bands:
+                all_q[a:b] = F.scaled_dot_product_attention(
+                    all_q[a:b], keys[a:b, :, :top], values[a:b, :, :top], attn_mask=mask[a:b, :, :, :top],
+                    scale=self.scale,
+                )  # fmt: skip
+            x = self._feed(x, all_q[rows].view(len(tokens), -1), w, i, None)
         return linear(self.norm(x), self.output)
-
-    def _past(self, positions: Tensor, window: int | None) -> tuple[Tensor, slice]:
-        """What tokens at `positions` (B,) see of the cache: a mask (B, 1, 1, n) to add, and the n places it is of."""
-        top = int(positions.max()) + 1
-        first = 0 if window is None else max(0, int(positions.min()) + 1 - window)
-        places = torch.arange(first, top, device=self.device)[None]
-        unseen = places > positions[:, None]
-        if window is not None:
-            unseen |= places <= positions[:, None] - window
-        mask = torch.zeros(len(positions), 1, 1, top - first, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(unseen[:, None, None], -math.inf), slice(first, top)
 
     # --- weights by their Hugging Face names ----------------------------------------------------------
 
@@ -292,22 +285,51 @@ class Llama:
 
 
 class LlamaDecoder:
-    """Sequences in a preallocated key-value cache (see `Decoder`)."""
+    """Sequences in a key-value cache (see `Decoder`)."""
 
-    def __init__(self, model: Llama, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
-        self.model, self.keys, self.values, self.lengths = model, keys, values, lengths
+    def __init__(self, model: Llama, rows: int, room: int) -> None:
+        self.model, self.room = model, room
+        self.cache = Cache(model.layers, rows, (model.kv_heads, model.head_dim), model.embedding)
+        self.last: tuple[list[int], int, Tensor] | None = None
+        """The prompt read last, a row that holds it, and the logits (1, V) after it."""
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to every sequence; see `Decoder.step`."""
-        logits = self.model.decode(tokens, self.keys, self.values, self.lengths)
-        self.lengths = self.lengths + 1
+    def admit(self, slots: Sequence[int], prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> Tensor:
+        """Read the prompts, each once, into rows; see `Decoder.admit`."""
+        self.cache.widen(max(map(len, prompts)) + self.room)
+        first, known = [], 0
+        if self.last is not None and self.last[0] == list(prompts[0]):
+            known = 1
+            self.cache.again(self.last[1], len(prompts[0]), slots[: repeats[0]])
+            first.append(self.last[2].expand(repeats[0], -1))
+        if prompts[known:]:
+            first.append(self._read(slots[sum(repeats[:known]) :], prompts[known:], repeats[known:]))
+        self.cache.seat(slots, [len(p) for p, times in zip(prompts, repeats, strict=True) for _ in range(times)])
+        return torch.cat(first)
+
+    def _read(self, slots: Sequence[int], prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> Tensor:
+        rows = torch.tensor(slots, device=self.model.device)
+        of = torch.repeat_interleave(torch.tensor(repeats)).to(rows.device)
+
+        def store(layer: int, keys: Tensor, values: Tensor) -> None:
+            self.cache.keys[layer][rows, :, : keys.shape[2]] = keys[of]
+            self.cache.values[layer][rows, :, : keys.shape[2]] = values[of]
+
+        logits = self.model.read(prompts, store)
+        self.last = (list(prompts[-1]), slots[-1], logits[-1:].clone())
+        return logits[of]
+
+    def step(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Append one token to each of the sequences; see `Decoder.step`."""
+        going = torch.tensor(rows, device=tokens.device)
+        self.cache.open_next(going)
+        logits = self.model.decode(tokens, going, self.cache, self.cache.bands(rows))
+        self.cache.lengthen(rows)
         return logits
 
     def keep(self, rows: Tensor) -> None:
         """Drop the other sequences; see `Decoder.keep`."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.lengths = self.lengths[rows]
+        self.cache.keep(rows)
+        self.last = None
 
 
 def from_state(config: Any, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str) -> Llama:

@@ -44,12 +44,21 @@ def fingerprint(trunk: "Trunk") -> str:
 class Decoder(Protocol):
     """A batch of sequences being continued, with its key-value cache."""
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append tokens (B,); return logits (B, V) of the next."""
+    def step(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Append tokens (R,) to the sequences `rows` (R of the B, in order); return logits (R, V) of the next."""
         ...
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but `rows` (indices into the batch)."""
+        ...
+
+    def admit(self, slots: Sequence[int], prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> Tensor:
+        """Read prompts and let new sequences take the rows `slots`: `repeats[p]` of them for prompt p, one prompt's
+        after the other's; what those rows held is gone. Returns the logits (len(slots), V) of their first tokens.
+
+        A prompt is read once, also when it was the last one of the call before. Where the trunk does not refill,
+        this is called once, for all rows.
+        """
         ...
 
 
@@ -62,6 +71,8 @@ class Trunk(Protocol):
     context: int
     config: Any
     """Hugging Face's configuration of the model."""
+    refills: bool
+    """Whether new sequences may take rows of a decoder while others go on."""
     dtype: torch.dtype
     device: torch.device
 
@@ -83,9 +94,8 @@ class Trunk(Protocol):
         """A copy with the adapter's change folded in, made from the float32 masters; itself for None."""
         ...
 
-    def start(self, prompts: Sequence[Sequence[int]], repeats: int, room: int) -> tuple[Decoder, Tensor]:
-        """Read P prompts; return a decoder for P * repeats sequences (a prompt's repeats adjacent) with room
-        for `room` new tokens each, and the logits (P * repeats, V) of the first."""
+    def start(self, rows: int, room: int) -> Decoder:
+        """A decoder for `rows` sequences of a prompt and `room` new tokens each; nothing is read yet."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:

@@ -33,11 +33,12 @@ class BestOf:
     def sample(self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int) -> Iterator[list[Answer]]:
         """See `Sampler.sample`. The answers keep the log-probability with which they were drawn."""
         by_id = {p.id: p for p in prompts}
-        for batch in self.sampler.sample(prompts, n * self.of, seed=seed, max_tokens=max_tokens):
-            scores = self.scorer.score([by_id[a.prompt_id] for a in batch], batch)
-            paid = paid_scores(scores, batch, self.missing_end_penalty).reshape(-1, self.of)
-            kept = [batch[row * self.of + int(place)] for row, place in enumerate(paid.argmax(1))]
-            yield [replace(a, index=a.index // self.of) for a in kept]
+        drawn = self.sampler.sample(prompts, n * self.of, seed=seed, max_tokens=max_tokens)
+        said = [a for batch in drawn for a in batch]  # a batch may be one prompt's answers: few to read at a time
+        scores = self.scorer.score([by_id[a.prompt_id] for a in said], said)
+        paid = paid_scores(scores, said, self.missing_end_penalty).reshape(-1, self.of)
+        kept = [said[row * self.of + int(place)] for row, place in enumerate(paid.argmax(1))]
+        yield [replace(a, index=a.index // self.of) for a in kept]
 
 
 def update(state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollout, dict[str, float]]:

@@ -1,17 +1,23 @@
 """The decode loop: prompts in, answers with the log-probability of every token out.
 
-Noise is keyed by (seed, prompt, answer index, position), so the draw does not depend on the batch
-(half-precision logits may, in the last bit). Sampling is plain: the temperature, no
-top-k, no top-p. Knows nothing of rewards or rounds.
+Where answers end, the next take their rows of the cache; once none waits, the cache is compacted. Noise is keyed by
+(seed, prompt, answer index, position), so the draw depends neither on the row nor on what the other rows hold
+(half-precision logits may, in the last bit). Sampling is plain: the temperature, no top-k, no top-p. Knows nothing of
+rewards or rounds.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from math import ceil
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backflip.core.errors import BackflipError
 from backflip.core.records import Answer, Prompt
 from backflip.core.rng import generator
 from backflip.models.chat import Chat
@@ -21,7 +27,14 @@ from backflip.sampling.portion import Portion
 BLOCK = 256
 """Tokens a block in the two-level inverse of the distribution function."""
 COMPACT_BELOW = 0.75
-"""Finished sequences are dropped from the cache when fewer than this share still run."""
+"""Finished sequences are dropped from the cache when fewer than this share still run and none waits."""
+ADMIT_FROM = 1 / 4
+"""The next sequences begin once this share of the rows is free: reading few prompts costs as much as reading some."""
+FREE = -1
+"""What a row holds that draws no answer."""
+
+Drawn = tuple[int, NDArray[np.int64], NDArray[np.float32]]
+"""A complete answer: its number, its tokens and their log-probabilities."""
 
 
 class Engine:
@@ -45,78 +58,161 @@ class Engine:
         return policy
 
     def sample(self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int) -> Iterator[list[Answer]]:
-        """Yield batches of answers, each prompt's `n` answers together, prompts in the order given.
+        """Yield answers, each prompt's `n` together, prompts in the order given, as soon as the next are complete.
 
-        Raises: RuntimeError before `load`; DataError for a prompt longer than the context.
+        Raises: RuntimeError before `load`; DataError for a prompt longer than the context, before anything is drawn;
+        BackflipError when the model's scores are no numbers.
         """
         if self.trunk is None:
             raise RuntimeError("load a policy before sampling")
-        trunk, step = self.trunk, max(1, self.portion.size // n)
-        for at in range(0, len(prompts), step):
-            batch = prompts[at : at + step]
+        trunk, left = self.trunk, list(prompts)
+        going: Iterator[list[Answer]] | None = None
 
-            def attempt(size: int, batch: Sequence[Prompt] = batch) -> list[Answer]:
-                parts = _parts(batch, n, size)
-                return [a for part, which in parts for a in self._batch(trunk, part, which, seed, max_tokens)]
+        def attempt(size: int) -> list[Answer]:
+            nonlocal going
+            if going is None:
+                begun = self._draw_all(trunk, _ask(left, n, seed, max_tokens, self.chat), size)
+            else:
+                begun, going = going, None  # one that breaks off is not gone on with
+            batch = next(begun)
+            going = begun
+            return batch
 
-            yield self.portion.within_memory(attempt, most=len(batch) * n)
+        while left:
+            batch = self.portion.within_memory(attempt, most=len(left) * n)
+            left = left[len(batch) // n :]
+            yield batch
 
     @torch.inference_mode()
-    def _batch(self, trunk: Trunk, prompts: Sequence[Prompt], which: range, seed: int, max_tokens: int) -> list[Answer]:
-        ids = [self.chat.encode(p, max_tokens) for p in prompts]
-        keys = [(p, i) for p in prompts for i in which]
-        noise = np.stack([generator(seed, "token", p.id, i).random(max_tokens) for p, i in keys])
-        uniform = torch.from_numpy(noise).to(trunk.device)
-        tokens = torch.zeros(len(keys), max_tokens, dtype=torch.long, device=trunk.device)
-        logps = torch.zeros(len(keys), max_tokens, device=trunk.device)
-        lengths = np.full(len(keys), max_tokens)
-        ended = np.zeros(len(keys), dtype=bool)
-        stops = torch.tensor(self.chat.stops, dtype=torch.long, device=trunk.device)
-        running = torch.arange(len(keys), device=trunk.device)  # rows of the cache -> answers
-        decoder, logits = trunk.start(ids, len(which), max_tokens)
-        alive = torch.ones(len(keys), dtype=torch.bool, device=trunk.device)
-        for t in range(max_tokens):
-            token, logp = draw(logits, uniform[running, t], self.temperature)
-            tokens[running[alive], t], logps[running[alive], t] = token[alive], logp[alive]
-            stopped = alive & torch.isin(token, stops)
-            for row in running[stopped].tolist():
-                lengths[row], ended[row] = t + 1, True
-            alive = alive & ~stopped
-            left = int(alive.sum())
-            if left == 0 or t + 1 == max_tokens:
-                break
-            if left < COMPACT_BELOW * len(running):
-                rows = alive.nonzero()[:, 0]
-                decoder.keep(rows)
-                running, token, alive = running[rows], token[rows], alive[rows]
-            logits = decoder.step(token)
-        return self._answers(keys, tokens, logps, lengths, ended)
+    def _draw_all(self, trunk: Trunk, asked: "_Asked", size: int) -> Iterator[list[Answer]]:
+        """Draw every answer, `size` at a time, and yield them in order."""
+        total, first, done = len(asked.prompts) * asked.n, 0, dict[int, Answer]()
+        span = total if trunk.refills else size
+        for begin in range(0, total, span):
+            waiting = deque(range(begin, min(total, begin + span)))
+            rows = _Rows(trunk, min(size, len(waiting)), asked, self.chat.stops)
+            while waiting or rows.busy:
+                for number, tokens, logp in rows.advance(waiting, self.temperature):
+                    done[number] = self._answer(asked, number, tokens, logp)
+                ready = []
+                while all(first + i in done for i in range(asked.n)):
+                    ready += [done.pop(first + i) for i in range(asked.n)]
+                    first += asked.n
+                if ready:
+                    yield ready
 
-    def _answers(
-        self,
-        keys: Sequence[tuple[Prompt, int]],
-        tokens: Tensor,
-        logps: Tensor,
-        lengths: NDArray[np.int64],
-        ended: NDArray[np.bool_],
-    ) -> list[Answer]:
-        table, scores = tokens.cpu().numpy(), logps.cpu().numpy()
-        return [
-            Answer(
-                prompt_id=p.id, index=i, policy=self.version,
-                tokens=table[r, : lengths[r]], logp=scores[r, : lengths[r]],
-                ended=bool(ended[r]), text=self.chat.decode(table[r, : lengths[r]].tolist()),
+    def _answer(self, asked: "_Asked", number: int, tokens: NDArray[np.int64], logp: NDArray[np.float32]) -> Answer:
+        """What was drawn, as a record. Raises: BackflipError when its log-probabilities are no numbers."""
+        prompt, index = asked.prompts[number // asked.n], number % asked.n
+        if not np.isfinite(logp).all():
+            raise BackflipError(
+                f"The model's scores were no numbers while it answered prompt {prompt.id} (token {_first_bad(logp)}).\n"
+                "Its weights hold nan or infinity, as after steps that were too large, or in a damaged file.\n"
+                "Lower ppo.learning_rate (sft.learning_rate in stage 0) and begin anew, or take another model."
             )
-            for r, (p, i) in enumerate(keys)
-        ]  # fmt: skip
+        ended = int(tokens[-1]) in self.chat.stops
+        return Answer(
+            prompt_id=prompt.id, index=index, policy=self.version, tokens=tokens, logp=logp, ended=ended,
+            text=self.chat.decode(tokens.tolist()),
+        )  # fmt: skip
 
 
-def _parts(prompts: Sequence[Prompt], n: int, size: int) -> Iterator[tuple[Sequence[Prompt], range]]:
-    """(prompts, which of the `n` answers to each) of at most `size` answers, in order."""
-    whole = size // n
-    for at in range(0, len(prompts), max(1, whole)):
-        for first in range(0, n, n if whole else size):
-            yield prompts[at : at + max(1, whole)], range(first, min(n, first + (n if whole else size)))
+class _Asked(NamedTuple):
+    """What is asked for. Answer number a is answer a % n to prompt a // n."""
+
+    prompts: Sequence[Prompt]
+    ids: Sequence[list[int]]
+    n: int
+    seed: int
+    room: int
+    """The most tokens of an answer."""
+
+    def noise(self, number: int) -> NDArray[np.float64]:
+        """(room,) uniform numbers in [0, 1), one a token."""
+        return generator(self.seed, "token", self.prompts[number // self.n].id, number % self.n).random(self.room)
+
+
+def _ask(prompts: Sequence[Prompt], n: int, seed: int, max_tokens: int, chat: Chat) -> _Asked:
+    return _Asked(prompts, [chat.encode(p, max_tokens) for p in prompts], n, seed, max_tokens)
+
+
+@final
+class _Rows:
+    """The rows of a decoder's cache: which answer each draws, and what it has drawn of it."""
+
+    def __init__(self, trunk: Trunk, count: int, asked: _Asked, stops: Sequence[int]) -> None:
+        device = trunk.device
+        self.decoder, self.asked = trunk.start(count, asked.room), asked
+        self.stops = torch.tensor(stops, dtype=torch.long, device=device)
+        self.answers = [FREE] * count
+        self.at = torch.zeros(count, dtype=torch.long, device=device)
+        """The place of a row's next token in its answer."""
+        self.last = torch.zeros_like(self.at)
+        self.noise = torch.zeros(count, asked.room, dtype=torch.float64, device=device)
+        self.tokens = torch.zeros(count, asked.room, dtype=torch.long, device=device)
+        self.logps = torch.zeros(count, asked.room, device=device)
+
+    @property
+    def busy(self) -> int:
+        """How many rows draw an answer."""
+        return len(self.answers) - self.answers.count(FREE)
+
+    def advance(self, waiting: deque[int], temperature: float) -> list[Drawn]:
+        """Let waiting answers begin where enough rows are free, else draw one more token in each row.
+
+        Returns the answers that this completes.
+        """
+        free = len(self.answers) - self.busy
+        if waiting and free >= min(len(waiting), ceil(ADMIT_FROM * len(self.answers))):
+            return self._draw(*self._admit([waiting.popleft() for _ in range(min(free, len(waiting)))]), temperature)
+        if not waiting and self.busy < COMPACT_BELOW * len(self.answers):
+            self._compact()
+        going = [row for row, answer in enumerate(self.answers) if answer != FREE]
+        rows = torch.tensor(going, device=self.at.device)
+        return self._draw(rows, self.decoder.step(self.last[rows], going), temperature)
+
+    def _admit(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Let answers begin in free rows, those to longer prompts in later ones: the rows, and their logits."""
+        ids, n = self.asked.ids, self.asked.n
+        free = [row for row, answer in enumerate(self.answers) if answer == FREE]
+        by_length = sorted(range(len(numbers)), key=lambda i: len(ids[numbers[i] // n]))
+        slots = [0] * len(numbers)
+        for row, i in zip(free, by_length, strict=False):  # more rows may be free than are needed
+            slots[i], self.answers[row] = row, numbers[i]
+        groups = [(p, len(list(group))) for p, group in groupby(number // n for number in numbers)]
+        logits = self.decoder.admit(slots, [ids[p] for p, _ in groups], [times for _, times in groups])
+        rows = torch.tensor(slots, device=self.at.device)
+        self.at[rows] = 0
+        self.noise[rows] = torch.from_numpy(np.stack([self.asked.noise(i) for i in numbers])).to(rows.device)
+        return rows, logits
+
+    def _draw(self, rows: Tensor, logits: Tensor, temperature: float) -> list[Drawn]:
+        """Draw the next token of these rows; returns the answers that it completes."""
+        at = self.at[rows]
+        token, logp = draw(logits, self.noise[rows, at], temperature)
+        self.tokens[rows, at], self.logps[rows, at], self.last[rows] = token, logp, token
+        self.at[rows] = at + 1
+        over = torch.isin(token, self.stops) | (at + 1 == self.asked.room)
+        complete = []
+        for row, length in torch.stack([rows, at + 1], 1)[over].tolist():
+            tokens, logps = self.tokens[row, :length], self.logps[row, :length]
+            complete.append((self.answers[row], tokens.cpu().numpy().copy(), logps.cpu().numpy().copy()))
+            self.answers[row] = FREE
+        return complete
+
+    def _compact(self) -> None:
+        """Drop the free rows."""
+        kept = [row for row, answer in enumerate(self.answers) if answer != FREE]
+        rows = torch.tensor(kept, device=self.at.device)
+        self.decoder.keep(rows)
+        self.answers = [self.answers[row] for row in kept]
+        self.at, self.last, self.noise = self.at[rows], self.last[rows], self.noise[rows]
+        self.tokens, self.logps = self.tokens[rows], self.logps[rows]
+
+
+def _first_bad(logp: NDArray[np.float32]) -> int:
+    """The number of the first token whose log-probability is no number, from 1."""
+    return int(np.isfinite(logp).argmin()) + 1
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -35,18 +35,18 @@ SPLITS = {"train": 12, "monitor": 6, "final": 5}
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Answers drawn and read, wherever that happens."""
     seen: Counter[str] = Counter()
-    batch, read = Engine._batch, Reader.read
+    sample, read = Engine.sample, Reader.read
 
-    def counting_batch(self: Engine, *args: Any) -> Any:
-        out = batch(self, *args)
-        seen["drawn"] += len(out)
-        return out
+    def counting_sample(self: Engine, *args: Any, **more: Any) -> Any:
+        for batch in sample(self, *args, **more):
+            seen["drawn"] += len(batch)
+            yield batch
 
     def counting_read(self: Reader, prompts: Any, answers: Any, *rest: Any, **more: Any) -> Any:
         seen["read"] += len(answers)
         return read(self, prompts, answers, *rest, **more)
 
-    monkeypatch.setattr(Engine, "_batch", counting_batch)
+    monkeypatch.setattr(Engine, "sample", counting_sample)
     monkeypatch.setattr(Reader, "read", counting_read)
     return seen
 

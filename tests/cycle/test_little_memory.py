@@ -33,10 +33,10 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return hidden(self, batch, *args, **more)
 
-    def small_start(self: Llama, prompts: Any, repeats: int, room: int) -> Any:
-        if len(prompts) * repeats > MOST:
+    def small_start(self: Llama, rows: int, room: int) -> Any:
+        if rows > MOST:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
-        return start(self, prompts, repeats, room)
+        return start(self, rows, room)
 
     monkeypatch.setattr(Llama, "hidden", small_hidden)
     monkeypatch.setattr(Llama, "start", small_start)

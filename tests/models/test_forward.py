@@ -139,7 +139,8 @@ def test_decoding_ragged_prompts_gives_hugging_faces_logits(family: str):
     trunk, hf = trunk_of(family)
     texts = [chat().encode(p) for p in RAGGED]
     with torch.inference_mode():
-        decoder, logits = trunk.start(texts, 2, 4)
+        decoder = trunk.start(6, 4)
+        logits = decoder.admit(range(6), texts, [2, 2, 2])
         rows = [t for t in texts for _ in range(2)]
         for step in range(3):
             for row, text in enumerate(rows):
@@ -150,9 +151,42 @@ def test_decoding_ragged_prompts_gives_hugging_faces_logits(family: str):
                 decoder.keep(kept)
                 rows, tokens = [rows[i] for i in kept.tolist()], tokens[kept]
             rows = [[*text, int(t)] for text, t in zip(rows, tokens, strict=True)]
-            logits = decoder.step(tokens)
+            logits = decoder.step(tokens, range(len(rows)))
     for row, text in enumerate(rows):
         assert_close(logits[row], oracle_logits(hf, text)[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_sequences_that_take_rows_of_others_get_hugging_faces_logits(family: str):
+    # Three rows; then a longer prompt takes row 0 and a prompt that was read before takes row 2 once more.
+    trunk, hf = trunk_of(family)
+    texts = [chat().encode(p) for p in RAGGED]
+    long = [7 + i % 200 for i in range(45)]
+    with torch.inference_mode():
+        decoder = trunk.start(3, 4)
+        decoder.admit([2, 0, 1], texts, [1, 1, 1])
+        rows = [texts[1], texts[2], texts[0]]
+        decoder.step(torch.tensor([11, 12]), [0, 1])  # row 2 waits
+        rows = [[*rows[0], 11], [*rows[1], 12], rows[2]]
+        first = decoder.admit([2, 0], [texts[2], long], [1, 1])
+        rows = [long, rows[1], texts[2]]
+        assert_close(first[0], oracle_logits(hf, rows[2])[-1], atol=1e-4, rtol=1e-4)
+        assert_close(first[1], oracle_logits(hf, rows[0])[-1], atol=1e-4, rtol=1e-4)
+        for step in range(3):
+            tokens = torch.tensor([20 + step, 30 + step, 40 + step])
+            logits = decoder.step(tokens, [0, 1, 2])
+            rows = [[*text, int(t)] for text, t in zip(rows, tokens, strict=True)]
+            for row, text in enumerate(rows):
+                assert_close(logits[row], oracle_logits(hf, text)[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_generic_decoder_refuses_to_replace_sequences():
+    trunk, _ = trunk_of("gpt2")
+    with torch.inference_mode():
+        decoder = trunk.start(1, 4)
+        decoder.admit([0], [[7, 8]], [1])
+        with pytest.raises(ValueError, match="cannot be replaced"):
+            decoder.admit([0], [[7, 8]], [1])
 
 
 def test_logits_changed_after_the_output_layer_are_noticed():

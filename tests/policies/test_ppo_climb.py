@@ -162,7 +162,7 @@ def test_the_reference_never_changes(bench: Bench) -> None:
     before = {name: t.clone() for name, t in trunk.state().items()}
     prompts = requests("train", 4)
     bench.engine.load("reference")
-    answers = next(bench.engine.sample(prompts, 1, seed=1, max_tokens=6))
+    answers = [a for batch in bench.engine.sample(prompts, 1, seed=1, max_tokens=6) for a in batch]
     logp = bench.reader.read(prompts, answers).logp
 
     steps_of(bench, config(learning_rate=2e-2, epochs=2), 3)
@@ -294,7 +294,7 @@ def test_warming_up_lowers_the_critics_loss_and_touches_nothing_of_the_policy(be
     before = [p.detach().clone() for p in state.adapter.parameters()]
     prompts = requests("train", 8)
     bench.engine.load("reference")
-    answers = next(bench.engine.sample(prompts, 4, seed=1, max_tokens=TOKENS))
+    answers = [a for batch in bench.engine.sample(prompts, 4, seed=1, max_tokens=TOKENS) for a in batch]
     asked = [p for p in prompts for _ in range(4)]
 
     first = warm_up(state, bench.tools, plan, asked, answers)
