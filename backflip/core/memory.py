@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from backflip.core.errors import BackflipError
@@ -20,14 +20,21 @@ def keep_freed() -> None:
 
     A training step takes a tenth less time so (docs/log.md). Only glibc is told; elsewhere nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        tell = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return
+    tell = _of_glibc("mallopt")
     tell(-3, KEPT_BLOCK)  # M_MMAP_THRESHOLD
     tell(-1, KEPT_FREE)  # M_TRIM_THRESHOLD
+
+
+def give_freed_back() -> None:
+    """Let the system have what is kept but not used, so that memory can be measured."""
+    _of_glibc("malloc_trim")(0)
+
+
+def _of_glibc(name: str) -> Callable[..., object]:
+    """A function of the C library; one that does nothing where there is none of that name."""
+    if not sys.platform.startswith("linux"):
+        return lambda *_: None
+    return getattr(ctypes.CDLL(None), name, lambda *_: None)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -16,8 +16,13 @@ class Sampler(Protocol):
         """Take the policy's newest weights; return their version."""
         ...
 
-    def sample(self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int) -> Iterator[list[Answer]]:
-        """Yield batches of answers, `n` for each prompt, as they are finished."""
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int, finite: bool = True
+    ) -> Iterator[list[Answer]]:
+        """Yield batches of answers, `n` for each prompt, as they are finished.
+
+        An answer whose log-probabilities are no numbers is refused unless `finite` is False: then the caller looks.
+        """
         ...
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from backflip.core.memory import give_freed_back
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -16,6 +18,7 @@ def available_bytes(device: torch.device) -> int:
     """Memory that this process may still take on `device`, in bytes; a container's limit counts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    give_freed_back()
     info = Path("/proc/meminfo")
     if not info.exists():  # macOS says only how much there is
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - used_bytes(device)
@@ -38,6 +41,7 @@ def used_bytes(device: torch.device) -> int:
     """Memory that this process holds on `device` now, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
+    give_freed_back()
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else peak_bytes(device)
 

@@ -30,10 +30,12 @@ class BestOf:
         """See `Sampler.load`."""
         return self.sampler.load(policy)
 
-    def sample(self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int) -> Iterator[list[Answer]]:
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int, finite: bool = True
+    ) -> Iterator[list[Answer]]:
         """See `Sampler.sample`. The answers keep the log-probability with which they were drawn."""
         by_id = {p.id: p for p in prompts}
-        drawn = self.sampler.sample(prompts, n * self.of, seed=seed, max_tokens=max_tokens)
+        drawn = self.sampler.sample(prompts, n * self.of, seed=seed, max_tokens=max_tokens, finite=finite)
         said = [a for batch in drawn for a in batch]  # a batch may be one prompt's answers: few to read at a time
         scores = self.scorer.score([by_id[a.prompt_id] for a in said], said)
         paid = paid_scores(scores, said, self.missing_end_penalty).reshape(-1, self.of)

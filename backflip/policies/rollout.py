@@ -137,7 +137,8 @@ def roll_out(state: PolicyState, tools: Tools, settings: Settings, *, answers: i
     config, seed, place = settings.config, settings.seed, state.step
     prompts = [tools.prompts[i] for i in pick(len(tools.prompts), config.prompts, seed, "prompts", place)]
     tools.engine.load(state.version)
-    sampled = tools.engine.sample(prompts, answers, seed=seed_of(seed, "step", place), max_tokens=settings.max_tokens)
+    key = seed_of(seed, "step", place)
+    sampled = tools.engine.sample(prompts, answers, seed=key, max_tokens=settings.max_tokens, finite=False)
     said = [a for batch in sampled for a in batch]
     by_id = {p.id: p for p in prompts}
     asked = [by_id[a.prompt_id] for a in said]

@@ -57,11 +57,13 @@ class Engine:
         self.trunk, self.version = self.fetch(policy), policy
         return policy
 
-    def sample(self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int) -> Iterator[list[Answer]]:
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, *, seed: int, max_tokens: int, finite: bool = True
+    ) -> Iterator[list[Answer]]:
         """Yield answers, each prompt's `n` together, prompts in the order given, as soon as the next are complete.
 
         Raises: RuntimeError before `load`; DataError for a prompt longer than the context, before anything is drawn;
-        BackflipError when the model's scores are no numbers.
+        BackflipError when the model's scores are no numbers, unless `finite` is False: then the caller looks.
         """
         if self.trunk is None:
             raise RuntimeError("load a policy before sampling")
@@ -71,7 +73,7 @@ class Engine:
         def attempt(size: int) -> list[Answer]:
             nonlocal going
             if going is None:
-                begun = self._draw_all(trunk, _ask(left, n, seed, max_tokens, self.chat), size)
+                begun = self._draw_all(trunk, _ask(left, n, seed, max_tokens, self.chat), size, finite)
             else:
                 begun, going = going, None  # one that breaks off is not gone on with
             batch = next(begun)
@@ -84,7 +86,7 @@ class Engine:
             yield batch
 
     @torch.inference_mode()
-    def _draw_all(self, trunk: Trunk, asked: "_Asked", size: int) -> Iterator[list[Answer]]:
+    def _draw_all(self, trunk: Trunk, asked: "_Asked", size: int, finite: bool) -> Iterator[list[Answer]]:
         """Draw every answer, `size` at a time, and yield them in order."""
         total, first, done = len(asked.prompts) * asked.n, 0, dict[int, Answer]()
         span = total if trunk.refills else size
@@ -93,7 +95,7 @@ class Engine:
             rows = _Rows(trunk, min(size, len(waiting)), asked, self.chat.stops)
             while waiting or rows.busy:
                 for number, tokens, logp in rows.advance(waiting, self.temperature):
-                    done[number] = self._answer(asked, number, tokens, logp)
+                    done[number] = self._answer(asked, number, tokens, logp, finite)
                 ready = []
                 while all(first + i in done for i in range(asked.n)):
                     ready += [done.pop(first + i) for i in range(asked.n)]
@@ -101,10 +103,12 @@ class Engine:
                 if ready:
                     yield ready
 
-    def _answer(self, asked: "_Asked", number: int, tokens: NDArray[np.int64], logp: NDArray[np.float32]) -> Answer:
+    def _answer(
+        self, asked: "_Asked", number: int, tokens: NDArray[np.int64], logp: NDArray[np.float32], finite: bool
+    ) -> Answer:
         """What was drawn, as a record. Raises: BackflipError when its log-probabilities are no numbers."""
         prompt, index = asked.prompts[number // asked.n], number % asked.n
-        if not np.isfinite(logp).all():
+        if finite and not np.isfinite(logp).all():
             raise BackflipError(
                 f"The model's scores were no numbers while it answered prompt {prompt.id} (token {_first_bad(logp)}).\n"
                 "Its weights hold nan or infinity, as after steps that were too large, or in a damaged file.\n"

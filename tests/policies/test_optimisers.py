@@ -271,7 +271,7 @@ def test_the_best_of_n_sampler_keeps_the_first_of_the_best_and_counts_a_missing_
         def load(self, policy: str) -> str:
             return policy
 
-        def sample(self, prompts: Any, n: int, *, seed: int, max_tokens: int) -> Any:
+        def sample(self, prompts: Any, n: int, *, seed: int, max_tokens: int, finite: bool) -> Any:
             assert n == 6
             yield [answer(p.id, i, ended=i != 1) for p in prompts for i in range(n)]
 
