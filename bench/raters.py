@@ -30,8 +30,8 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 COMMAND = "python bench/raters.py"
 SETS = {"ukpconvarg": "ukp", "llmfao": "llmfao"}
-PRIOR = 5.0
-"""Precision of the weights; of 1, 5, 20, 60 the best for equal raters on a tenth of the training pairs of both sets."""
+PRIORS = (5.0, 60.0, 300.0, 1000.0, 3000.0)
+"""Precisions of the weights that each model chooses from, by a quarter of its own training pairs or topics."""
 EQUAL = Pooling(sensitivity=0.0, lapse=None, tie=0.0, position=0.0, bar=0.0, cut=0.0)
 FULL = Pooling()
 UNPOOLED = 6.0
@@ -59,10 +59,20 @@ class Bench:
         reward = fit.score(self.features)
         return np.asarray(reward[self.people.a] - reward[self.people.b])
 
-    def plain(self, use: Mask, choice: NDArray[np.int64] | None = None) -> RaterFit:
+    def chosen(self, use: Mask, unit: NDArray[np.int64], fit: Callable[[Mask, float], RaterFit]) -> float:
+        """The precision whose fit on three quarters of the units (P,) in `use` best foretells the votes on the rest."""
+        units = np.random.default_rng(2).permutation(np.unique(unit[use]))
+        held = np.isin(unit, units[: max(1, len(units) // 4)]) & use
+        return max(PRIORS, key=lambda prior: self.logp(fit(use & ~held, prior), held).mean())
+
+    def full(self, use: Mask, prior: float) -> RaterFit:
+        """The rater model with the pooling assumed beforehand, without lapses: quick, to choose a precision with."""
+        return fit_raters(self.features, self.evidence(use), Pooling(lapse=None), prior=prior)
+
+    def plain(self, use: Mask, prior: float, choice: NDArray[np.int64] | None = None) -> RaterFit:
         """All-votes Bradley-Terry, then its temperature, tie width and lean."""
         said = self.people.choice if choice is None else choice
-        fit = fit_raters(self.features, self.evidence(use & (said < 2), choice), ALIKE, prior=PRIOR)
+        fit = fit_raters(self.features, self.evidence(use & (said < 2), choice), ALIKE, prior=prior)
         column, a, b = gaps_as_features(self.gap(fit)[use])
         votes = self.evidence(use, choice).pairs
         assert votes is not None
@@ -93,14 +103,16 @@ def measure_people(folder: Path, name: str, quick: bool) -> dict[str, Any]:
     pair = bench.people.pair
     luck = np.random.default_rng(0)
     test = np.isin(pair, luck.permutation(pair.max() + 1)[: (pair.max() + 1) // 5])
-    plain, started = bench.plain(~test), time.monotonic()
-    full = fit_crowd(bench.features, bench.evidence(~test), FULL, prior=PRIOR)
+    plain = bench.plain(~test, bench.chosen(~test, pair, bench.plain))
+    prior, started = bench.chosen(~test, pair, bench.full), time.monotonic()
+    full = fit_crowd(bench.features, bench.evidence(~test), FULL, prior=prior)
     seconds = time.monotonic() - started
     ours, theirs = bench.logp(full, test), bench.logp(plain, test)
     right, right_plain = bench.majority(full, test)[0], bench.majority(plain, test)[0]
     out: dict[str, Any] = {
         "votes": len(pair),
         "seconds": seconds,
+        "prior": prior,
         "spread": full.spread.tolist(),
         "usual": full.usual.tolist(),
         "plain": theirs.mean(),
@@ -113,7 +125,7 @@ def measure_people(folder: Path, name: str, quick: bool) -> dict[str, Any]:
     for i, trait in enumerate(("sensitivity", "lapse", "tie", "position", "pooling")):
         pooling = Pooling(lapse=None) if trait == "lapse" else FULL
         spread = np.full(6, UNPOOLED) if trait == "pooling" else np.where(np.arange(6) == i, 0.0, full.spread)
-        less = fit_raters(bench.features, bench.evidence(~test), pooling, prior=PRIOR, start=full, spread=spread)
+        less = fit_raters(bench.features, bench.evidence(~test), pooling, prior=prior, start=full, spread=spread)
         gain = bench.logp(less, test) - theirs
         out[f"without {trait}"] = bootstrap_mean(gain, 0, unit=pair[test].tolist())
     out["unseen groups"] = unseen_groups(bench, 2 if quick else 4)
@@ -126,8 +138,9 @@ def unseen_groups(bench: Bench, folds: int) -> dict[str, Interval]:
     gains, changes, where, pairs_where = [], [], [], []
     for k in range(folds):
         test = fold == k
-        plain = bench.plain(~test)
-        full = fit_crowd(bench.features, bench.evidence(~test), FULL, prior=PRIOR)
+        plain = bench.plain(~test, bench.chosen(~test, bench.groups, bench.plain))
+        prior = bench.chosen(~test, bench.groups, bench.full)
+        full = fit_crowd(bench.features, bench.evidence(~test), FULL, prior=prior)
         gains.append(bench.logp(full, test) - bench.logp(plain, test))
         where.append(bench.groups[test])
         (ours, at), (theirs, _) = bench.majority(full, test), bench.majority(plain, test)
@@ -148,11 +161,11 @@ def measure_flipped(folder: Path, seeds: int) -> list[dict[str, float]]:
         test = np.isin(p.pair, luck.permutation(p.pair.max() + 1)[: (p.pair.max() + 1) // 5])
         flipped = (luck.random(p.rater.max() + 1) < 0.3)[p.rater]
         said = np.where(flipped, np.array([1, 0, 2])[p.choice], p.choice)
-        full = fit_crowd(bench.features, bench.evidence(~test, said), Pooling(lapse=None), prior=PRIOR)
+        full = fit_crowd(bench.features, bench.evidence(~test, said), Pooling(lapse=None), prior=PRIORS[0])
         fits = {
-            "plain": bench.plain(~test, said),
+            "plain": bench.plain(~test, PRIORS[0], said),
             "full": full,
-            "oracle": bench.plain(~test & ~flipped),
+            "oracle": bench.plain(~test & ~flipped, PRIORS[0]),
         }
         rows.append({k: float(bench.majority(f, test)[0].mean()) for k, f in fits.items()})
     return rows
@@ -170,7 +183,7 @@ def measure_members(folder: Path) -> float:
         drawn = np.random.default_rng(seed).integers(pair.max() + 1, size=pair.max() + 1)
         weight = np.bincount(drawn, minlength=pair.max() + 1)[pair].astype(float)
         again = everything._replace(pairs=votes._replace(weight=weight))
-        fit_raters(bench.features, again, Pooling(lapse=None), prior=PRIOR)
+        fit_raters(bench.features, again, Pooling(lapse=None), prior=PRIORS[0])
     return time.monotonic() - started
 
 
@@ -218,7 +231,7 @@ def main() -> None:
     given = options.parse_args()
     quick, folder = given.quick, given.folder
     seeds = 3 if quick else 20
-    settings: dict[str, Any] = {"seeds": seeds, "prior": PRIOR}
+    settings: dict[str, Any] = {"seeds": seeds, "priors": PRIORS}
     keep = partial(part, "raters", quick=quick, settings=settings)
     command = " ".join([COMMAND, *(["FOLDER"] if folder else []), *(["--quick"] if quick else [])])
 
