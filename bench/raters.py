@@ -172,18 +172,19 @@ def measure_flipped(folder: Path, seeds: int) -> list[dict[str, float]]:
 
 
 def measure_members(folder: Path) -> float:
-    """Seconds for five fits of UKP's votes, each with raters of their own, weighted by a bootstrap over pairs."""
+    """Seconds for a fit of UKP's votes and five from there, weighted by bootstraps over pairs, raters fitted in each."""
     bench = Bench(folder, "ukpconvarg")
     pair = bench.people.pair
     everything = bench.evidence(np.ones(len(pair), dtype=bool))
     votes = everything.pairs
     assert votes is not None
     started = time.monotonic()
+    whole = fit_raters(bench.features, everything, Pooling(lapse=None), prior=PRIORS[0])
     for seed in range(5):
         drawn = np.random.default_rng(seed).integers(pair.max() + 1, size=pair.max() + 1)
         weight = np.bincount(drawn, minlength=pair.max() + 1)[pair].astype(float)
         again = everything._replace(pairs=votes._replace(weight=weight))
-        fit_raters(bench.features, again, Pooling(lapse=None), prior=PRIORS[0])
+        fit_raters(bench.features, again, Pooling(lapse=None), prior=PRIORS[0], start=whole)
     return time.monotonic() - started
 
 
