@@ -172,7 +172,7 @@ def measure_flipped(folder: Path, seeds: int) -> list[dict[str, float]]:
 
 
 def measure_members(folder: Path) -> float:
-    """Seconds for a fit of UKP's votes and five from there, weighted by bootstraps over pairs, raters fitted in each."""
+    """Seconds for a fit of UKP's votes and five from there, raters included, weighted by bootstraps over pairs."""
     bench = Bench(folder, "ukpconvarg")
     pair = bench.people.pair
     everything = bench.evidence(np.ones(len(pair), dtype=bool))
