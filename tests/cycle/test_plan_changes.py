@@ -167,6 +167,7 @@ ODD: dict[str, dict[str, Any]] = {
     "measure.monitor_answers": {"measure": {"monitor_answers": 3}},
     "ppo.rank": {"ppo": {"rank": 2}},
     "ppo.alpha": {"ppo": {"alpha": 4.0}},
+    "ppo.critic": {"ppo": {"critic": "model"}},
     "ppo.adapted": {"ppo": {"adapted": 1.0}},
     "ppo.kl_coef": {"ppo": {"kl_coef": 0.3}},
     "sft.epochs": {"sft": {"epochs": 9}},
