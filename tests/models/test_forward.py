@@ -180,6 +180,20 @@ def test_sequences_that_take_rows_of_others_get_hugging_faces_logits(family: str
                 assert_close(logits[row], oracle_logits(hf, text)[-1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_sequence_that_waits_goes_on_as_if_it_had_not(family: str):
+    trunk, hf = trunk_of(family)
+    texts = [chat().encode(p) for p in RAGGED]
+    with torch.inference_mode():
+        decoder = trunk.start(3, 4)
+        decoder.admit(range(3), texts, [1, 1, 1])
+        decoder.step(torch.tensor([11, 12]), [0, 2])
+        logits = decoder.step(torch.tensor([21, 22]), [0, 1])
+
+    assert_close(logits[0], oracle_logits(hf, [*texts[0], 11, 21])[-1], atol=1e-4, rtol=1e-4)
+    assert_close(logits[1], oracle_logits(hf, [*texts[1], 22])[-1], atol=1e-4, rtol=1e-4)
+
+
 def test_a_generic_decoder_refuses_to_replace_sequences():
     trunk, _ = trunk_of("gpt2")
     with torch.inference_mode():

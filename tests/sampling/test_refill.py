@@ -256,6 +256,8 @@ def test_rows_of_like_length_are_looked_at_together() -> None:
     # four bands of two rows; the first two are alike, and each looks at one token more than its longest holds
     assert cache.bands(range(8)) == [(0, 4, 11), (4, 6, 101), (6, 8, 200)]
     assert cache.bands([0, 3, 7]) == [(0, 4, 11), (7, 8, 101)]
+    cache.seat([4, 6, 7], [12, 9, 11])
+    assert cache.bands(range(8)) == [(0, 8, 13)]
 
 
 def test_a_wider_cache_holds_what_the_narrow_one_held() -> None:
