@@ -1,12 +1,13 @@
 """How fast does Backflip sample and train, beside Hugging Face's own code and beside the machine's limit?
 
-    python bench/engine.py [--quick] [--threads N] [--repeats N] [--alone] [--quality] [--learning]
+    python bench/engine.py [--quick] [--threads N] [--repeats N] [--alone] [--kept] [--quality] [--learning]
 
 SmolLM2-135M, prompts of 40 tokens, 48 new tokens each, none ending early: both sides make the same number of tokens,
 which is checked. The two sides take turns, within one process beside Hugging Face's `generate` and in one each beside
 TRL; a row is the ratio of their medians, its interval that of the ratio resampled over repeats. The matmul peak is
 measured in the same run. Beside TRL (see `peers`) a side's first turn is its warm-up, which has rows of its own.
---quick takes smaller sizes; --alone leaves TRL out. The race to a share of wins (see `quality`) takes hours: --quality
+--quick takes smaller sizes; --alone leaves TRL out; --kept leaves out what is not on the disk yet.
+The race to a share of wins (see `quality`) takes hours: --quality
 runs what is missing of it; without, its rows stand here once all of its runs are on the disk. So do those of the
 demo's own runs (see `unharmed`), which --learning makes.
 """
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import peers
 import quality
 import unharmed
-from table import Row, part, ratio_row, raw_file, relative, write_results
+from table import Missing, Row, part, ratio_row, raw_file, relative, write_results
 
 from backflip.core.records import Prompt
 from backflip.models.adapters import new_adapter, upper_layers
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument("--kept", action="store_true")
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--learning", action="store_true")
@@ -220,6 +222,8 @@ def main() -> None:
     command = "python bench/engine.py" + (" --quick" if args.quick else "")
 
     def made(key: str, make: Callable[[], Any]) -> Any:
+        if args.kept and not raw_file("engine", key, args.quick).exists():
+            raise Missing
         return part("engine", key, args.quick, {"threads": threads, "repeats": repeats}, make)
 
     def about(key: str, unit: str = "ratio", bar: str = "") -> dict[str, str]:
@@ -257,7 +261,7 @@ def main() -> None:
         ):
             try:
                 rows += make(f"{command} {option}")
-            except quality.Missing:
+            except Missing:
                 print(f"{what}: left out, not all of its runs are on the disk; {option} runs them")
     write_results("engine", rows, args.quick, [0], {"threads": threads, "repeats": repeats})
 

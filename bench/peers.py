@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from table import ROOT, Row, ratio_row
+from table import ROOT, Missing, Row, ratio_row
 
 from backflip.models.load import locate
 
@@ -269,52 +270,99 @@ def upper_adapter() -> dict[str, Any]:
 
 
 def rows(made: Maker, about: About, work: Work, repeats: int) -> list[Row]:
-    """The rows of the comparisons with TRL, each from a part of its own."""
+    """The rows of the comparisons with TRL, each from a part of its own; the quicker parts are made first.
+
+    Where `made` says that a part is `Missing`, the rows that need it are left out.
+    """
 
     def seen(key: str, sides: Callable[[], Any]) -> Any:
         return made(key, lambda: take_turns(sides(), repeats))
 
-    same = {f"trl-same-{p}": seen(f"trl-same-{p}", lambda p=p: work.same_ppo(p)) for p in PRECISIONS}
-    plain = seen("trl-ppo-fp32", lambda: work.ppo("fp32"))
-    lora = {f"trl-lora-{p}": seen(f"trl-lora-{p}", lambda p=p: work.ppo(p, lora=True)) for p in PRECISIONS}
-    grpo = seen("trl-grpo", work.grpo)
-    pairs = {w: seen(f"trl-{w}", lambda w=w: work.on_pairs(w)) for w in ("reward", "dpo")}
-    out = [*same_work(same, about), *shared_trunk(plain, lora, fastest(lora), about)]
-    out.append(speed_row("grpo vs TRL 1.16 default", grpo, "own", about("trl-grpo", bar=">= 4")))
-    for w, claim in (("reward", "reward fit pairs/s vs TRL"), ("dpo", "dpo pairs/s vs TRL")):
-        out.append(speed_row(claim, pairs[w], "own", about(f"trl-{w}", bar=">= 4")))
-    for key, found in {**same, "trl-ppo-fp32": plain, **lora, "trl-grpo": grpo}.items():
-        out += figures(found, f"{key}: ", work.episodes, "episodes/s", about(key, ""))
-    for w, found in pairs.items():
-        out += figures(found, f"trl-{w}: ", work.pairs, "pairs/s", about(f"trl-{w}", ""))
+    def group_of_one() -> list[Row]:
+        found = seen("trl-grpo", work.grpo)
+        return [
+            speed_row("grpo vs TRL 1.16 default", found, "own", about("trl-grpo", bar=">= 4")),
+            *figures(found, "trl-grpo: ", work.episodes, "episodes/s", about("trl-grpo", "")),
+        ]
+
+    def on_pairs(which: str, claim: str) -> list[Row]:
+        found = seen(f"trl-{which}", lambda: work.on_pairs(which))
+        return [
+            speed_row(claim, found, "own", about(f"trl-{which}", bar=">= 4")),
+            *figures(found, f"trl-{which}: ", work.pairs, "pairs/s", about(f"trl-{which}", "")),
+        ]
+
+    def with_ppo(key: str, sides: Callable[[], Any]) -> tuple[Any, list[Row]]:
+        found = seen(key, sides)
+        return found, figures(found, f"{key}: ", work.episodes, "episodes/s", about(key, ""))
+
+    def one_trunk() -> list[Row]:
+        found, told = with_ppo("trl-ppo-fp32", lambda: work.ppo("fp32"))
+        return [*shared_trunk(found, about), *told]
+
+    def same() -> list[Row]:
+        found, told = with_ppo("trl-same-fp32", lambda: work.same_ppo("fp32"))
+        return [*same_work(found, about), *told]
+
+    def beside_lora() -> list[Row]:
+        parts = {f"trl-lora-{p}": with_ppo(f"trl-lora-{p}", lambda p=p: work.ppo(p, lora=True)) for p in PRECISIONS}
+        plain = seen("trl-ppo-fp32", lambda: work.ppo("fp32"))
+        best = fastest({k: found for k, (found, _) in parts.items()})
+        return [*lora_or_roofline(plain, parts[best][0], best, about), *(r for _, told in parts.values() for r in told)]
+
+    def fastest_setting() -> list[Row]:
+        parts = {f"trl-same-{p}": with_ppo(f"trl-same-{p}", lambda p=p: work.same_ppo(p)) for p in PRECISIONS}
+        best = fastest({k: found for k, (found, _) in parts.items()})
+        claim = "same work ppo vs TRL fastest setting"
+        return [speed_row(claim, parts[best][0], "own", about(best, bar="> 1")), *parts["trl-same-bf16"][1]]
+
+    out: list[Row] = []
+    for name, make in (
+        ("grpo", group_of_one),
+        ("reward fit", partial(on_pairs, "reward", "reward fit pairs/s vs TRL")),
+        ("dpo", partial(on_pairs, "dpo", "dpo pairs/s vs TRL")),
+        ("one trunk ppo", one_trunk),
+        ("same work", same),
+        ("ppo beside LoRA", beside_lora),
+        ("same work, fastest setting", fastest_setting),
+    ):
+        try:
+            out += make()
+        except Missing:
+            print(f"{name}: left out, not all of its parts are on the disk", flush=True)
     return out
 
 
-def same_work(same: Mapping[str, Any], about: About) -> list[Row]:
+def same_work(plain: Any, about: About) -> list[Row]:
     """Four whole models on either side."""
-    plain, quickest = same["trl-same-fp32"], fastest(same)
     memory = plain["own"]["peak_gb"] / plain[name_of_trl(plain)]["peak_gb"]
     return [
         speed_row("same work ppo 32x4 vs TRL 1.12 fp32", plain, "own", about("trl-same-fp32", bar=">= 3.5")),
-        speed_row("same work ppo vs TRL fastest setting", same[quickest], "own", about(quickest, bar="> 1")),
         Row(claim="same work memory ratio", value=memory, **about("trl-same-fp32", bar="<= 0.5")),
     ]
 
 
-def shared_trunk(plain: Any, lora: Mapping[str, Any], best: str, about: About) -> list[Row]:
-    """PPO as the demo does it. Of the rows about LoRA and the roofline both hold where either meets its bar."""
-    turns = plain["own"]["turns"]
-    with_lora = speed_row("one trunk ppo vs TRL with LoRA, its best", lora[best], "own", about(best, bar=">= 3"))
-    share = ratio_row(
-        "one trunk ppo share of roofline", [t["least_seconds"] for t in turns], seconds(plain["own"]),
-        **about("trl-ppo-fp32", "share", ">= 0.6"),
-    )  # fmt: skip
+def shared_trunk(plain: Any, about: About) -> list[Row]:
+    """PPO as the demo does it."""
     return [
         speed_row("one trunk ppo vs TRL 1.12 default", plain, "own", about("trl-ppo-fp32", bar=">= 8")),
-        replace(with_lora, met_by=share.claim if share.holds and not with_lora.holds else ""),
-        replace(share, met_by=with_lora.claim if with_lora.holds and not share.holds else ""),
         Row(claim="one trunk ppo memory GB", value=plain["own"]["peak_gb"], **about("trl-ppo-fp32", "GB", "<= 3")),
+        roofline(plain, about),
     ]
+
+
+def roofline(plain: Any, about: About) -> Row:
+    """How much of a step's time its arithmetic would take at the machine's peaks."""
+    least = [t["least_seconds"] for t in plain["own"]["turns"]]
+    more = about("trl-ppo-fp32", "share", ">= 0.6")
+    return ratio_row("one trunk ppo share of roofline", least, seconds(plain["own"]), **more)
+
+
+def lora_or_roofline(plain: Any, lora: Any, best: str, about: About) -> list[Row]:
+    """The row beside TRL with an adapter; it holds too where that of the roofline does."""
+    row = speed_row("one trunk ppo vs TRL with LoRA, its best", lora, "own", about(best, bar=">= 3"))
+    share = roofline(plain, about)
+    return [replace(row, met_by=share.claim if share.holds and not row.holds else "")]
 
 
 def speed_row(claim: str, found: Mapping[str, Any], own: str, about: Mapping[str, str]) -> Row:

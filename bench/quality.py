@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import WITH_PPO, environment, one_turn
-from table import Row, part, ratio_row, raw_file, relative
+from table import Missing, Row, part, ratio_row, raw_file, relative
 
 from backflip.models.load import DEMO_MODEL, locate
 
@@ -32,10 +32,6 @@ HIGHEST, LOWEST = 0.65, 0.58
 """Bounds of the target, shares of wins."""
 Curve = Sequence[Sequence[float]]
 """[seconds of training, episodes, share of wins] of each measurement."""
-
-
-class Missing(Exception):
-    """A part is not on the disk, and was not to be made."""
 
 
 class Runs:

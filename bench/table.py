@@ -82,6 +82,10 @@ def ratio_row(claim: str, above: Sequence[float], below: Sequence[float], **more
     return Row(claim=claim, value=float(np.median(a) / np.median(b)), low=float(low), high=float(high), **more)
 
 
+class Missing(Exception):
+    """A part is not on the disk, and was not to be made."""
+
+
 def part(
     name: str, key: str, quick: bool, settings: Mapping[str, Any], make: Callable[[], Any], *, own: bool = True
 ) -> Any:

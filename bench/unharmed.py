@@ -14,8 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from demo import OUT, from_json, one_demo, one_run
-from quality import Missing
-from table import Row, part, raw_file, relative
+from table import Missing, Row, part, raw_file, relative
 
 from backflip.stats.bootstrap import bootstrap_mean
 
