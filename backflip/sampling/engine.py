@@ -1,9 +1,9 @@
 """The decode loop: prompts in, answers with the log-probability of every token out.
 
 Where answers end, the next take their rows of the cache; once none waits, the cache is compacted. Noise is keyed by
-(seed, prompt, answer index, position), so the draw depends neither on the row nor on what the other rows hold
-(half-precision logits may, in the last bit). Sampling is plain: the temperature, no top-k, no top-p. Knows nothing of
-rewards or rounds.
+(seed, prompt, answer index, position), so the draw depends neither on the row nor on what the other rows hold (logits
+do, in their last bits, in half precision most). Sampling is plain: the temperature, no top-k, no top-p. Knows nothing
+of rewards or rounds.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ BLOCK = 256
 COMPACT_BELOW = 0.75
 """Finished sequences are dropped from the cache when fewer than this share still run and none waits."""
 ADMIT_FROM = 1 / 4
-"""The next sequences begin once this share of the rows is free: reading few prompts costs as much as reading some."""
+"""The next answers begin once this share of the rows is free: a free row costs little, reading two prompts too much."""
 FREE = -1
 """What a row holds that draws no answer."""
 
