@@ -347,7 +347,6 @@ def shared_trunk(plain: Any, about: About) -> list[Row]:
     return [
         speed_row("one trunk ppo vs TRL 1.12 default", plain, "own", about("trl-ppo-fp32", bar=">= 8")),
         Row(claim="one trunk ppo memory GB", value=plain["own"]["peak_gb"], **about("trl-ppo-fp32", "GB", "<= 3")),
-        roofline(plain, about),
     ]
 
 
@@ -359,10 +358,13 @@ def roofline(plain: Any, about: About) -> Row:
 
 
 def lora_or_roofline(plain: Any, lora: Any, best: str, about: About) -> list[Row]:
-    """The row beside TRL with an adapter; it holds too where that of the roofline does."""
+    """The rows beside TRL with an adapter and beside the roofline; where one holds, the other does."""
     row = speed_row("one trunk ppo vs TRL with LoRA, its best", lora, "own", about(best, bar=">= 3"))
     share = roofline(plain, about)
-    return [replace(row, met_by=share.claim if share.holds and not row.holds else "")]
+    return [
+        replace(one, met_by=other.claim if other.holds and not one.holds else "")
+        for one, other in ((row, share), (share, row))
+    ]
 
 
 def speed_row(claim: str, found: Mapping[str, Any], own: str, about: Mapping[str, str]) -> Row:

@@ -46,9 +46,17 @@ class Phases:
 
 
 def peak_gb() -> float:
-    """The most memory that this process ever held, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    """The most memory that this process ever held, in GB.
+
+    `ru_maxrss` will not do on Linux: a process starts with the peak of the one that started it.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            [peak] = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+        return int(peak) * 1024 / 1e9
+    except OSError:  # no Linux
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def serve(prepare: Callable[[dict[str, Any], Phases], Turn]) -> None:
