@@ -174,12 +174,20 @@ def training(micro: int, repeats: int) -> dict[str, Any]:
 
 
 def training_flops(
-    loaded: Loaded, adapted: Any, prompts: int, answers: int, prompt: int = PROMPT, new: int = NEW
+    loaded: Loaded,
+    adapted: Any,
+    prompts: int,
+    answers: int,
+    prompt: int = PROMPT,
+    new: int = NEW,
+    *,
+    known: bool = False,
 ) -> float:
     """What forward and backward must compute: the head's gradient is one more product, a block's one for its input.
 
-    `prompts` of `prompt` tokens each, `answers` to them of `new`.
-    """
+    `prompts` of `prompt` tokens each, `answers` to them of `new`; `known` says that the states below the adapted layers
+    need not be computed.
+    """  # fmt: skip
     tokens = prompts * prompt + answers * new
     c = loaded.trunk.config
     layers, width = (
@@ -189,7 +197,8 @@ def training_flops(
     seen = prompts * prompt**2 / 2 + answers * new * (prompt + new / 2)  # pairs of tokens that attend
     attention = 4.0 * width * seen * layers
     upper = len({name.split(".")[2] for name in adapted}) / layers
-    forward = tokens * trunk_flops(loaded) + answers * new * head_flops(loaded) + attention
+    share = upper if known else 1.0
+    forward = (tokens * trunk_flops(loaded) + attention) * share + answers * new * head_flops(loaded)
     backward = tokens * trunk_flops(loaded) * upper + answers * new * head_flops(loaded) + 2 * attention * upper
     return forward + backward
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from backflip.core.records import Answer, Prompt
-from backflip.models.adapters import Adapter, new_adapter
+from backflip.models.adapters import Adapter, new_adapter, upper_layers
 from backflip.models.chat import Chat
 from backflip.models.generic import Generic
 from backflip.models.llama import Llama, from_state
@@ -141,9 +141,9 @@ ANSWERS = [
 """Ragged prompts out of order, several answers to some, stop tokens in odd places, pad = end of turn."""
 
 
-def trained(trunk: Trunk, seed: int = 1, size: float = 0.2, rank: int = 3) -> Adapter:
-    """An adapter that changes something: B is random too."""
-    adapter = new_adapter(trunk.linear_shapes(), rank=rank, alpha=6.0, seed=seed)
+def trained(trunk: Trunk, seed: int = 1, size: float = 0.2, rank: int = 3, share: float = 1.0) -> Adapter:
+    """An adapter that changes something in the top `share` of the layers: B is random too."""
+    adapter = new_adapter(upper_layers(trunk.linear_shapes(), share), rank=rank, alpha=6.0, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for b in adapter.b.values():

@@ -17,6 +17,9 @@ from backflip.core.errors import DataError
 from backflip.core.rng import generator
 from backflip.models.linear import linear
 
+BLOCK = re.compile(r"\.(\d+)\.")
+"""The number of its block in a layer's name."""
+
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
@@ -161,12 +164,20 @@ def changed_weight(weight: Tensor, adapter: Adapter, layers: Mapping[str, int]) 
     return (weight.float() + torch.cat(parts)).to(weight.dtype)
 
 
+def layers_below(adapter: Adapter) -> int:
+    """How many of a model's layers, counted from the bottom, an adapter leaves as they are.
+
+    0 where it changes something outside numbered blocks.
+    """
+    return min((int(found.group(1)) if (found := BLOCK.search(name)) else 0 for name in adapter.b), default=0)
+
+
 def upper_layers(shapes: Mapping[str, tuple[int, int]], share: float) -> dict[str, tuple[int, int]]:
     """The linear layers in the top `share` of a model's blocks, by the block's number in the layer's name.
 
     Layers outside numbered blocks are left out. At least one block is kept.
     """
-    block = {name: int(found.group(1)) for name in shapes if (found := re.search(r"\.(\d+)\.", name))}
+    block = {name: int(found.group(1)) for name in shapes if (found := BLOCK.search(name))}
     count = max(block.values(), default=-1) + 1
     kept = max(1, round(count * share))
     return {name: shapes[name] for name, index in block.items() if index >= count - kept}

@@ -44,9 +44,18 @@ class Generic:
         }
 
     def hidden(
-        self, batch: Packed, adapter: Adapter | None = None, *, keep: Sequence[int] = (), checkpoint: bool = False
+        self,
+        batch: Packed,
+        adapter: Adapter | None = None,
+        *,
+        keep: Sequence[int] = (),
+        checkpoint: bool = False,
+        after: tuple[int, Tensor] | None = None,
     ) -> Hidden:
-        """Hidden states of every token; see `Trunk.hidden`. `checkpoint` is left to the Hugging Face model."""
+        """Hidden states of every token; see `Trunk.hidden`.
+
+        `checkpoint` is left to the Hugging Face model, and `after` unused: every layer is computed.
+        """
         rows, mask, where = _unpack(batch)
         ids = batch.ids[rows] * mask
         body: torch.nn.Module = getattr(self.model, self.body_name)

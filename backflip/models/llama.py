@@ -105,12 +105,18 @@ class Llama:
     # --- scoring and training -------------------------------------------------------------------------
 
     def hidden(
-        self, batch: Packed, adapter: Adapter | None = None, *, keep: Sequence[int] = (), checkpoint: bool = False
+        self,
+        batch: Packed,
+        adapter: Adapter | None = None,
+        *,
+        keep: Sequence[int] = (),
+        checkpoint: bool = False,
+        after: tuple[int, Tensor] | None = None,
     ) -> Hidden:
         """Hidden states of every token; see `Trunk.hidden`."""
-        x, sights, changed = self._embed(batch.ids), self._sights(batch), self.merged(adapter)
-        kept = {}
-        for i in range(self.layers):
+        first, x = (0, self._embed(batch.ids)) if after is None else after
+        sights, changed, kept = self._sights(batch), self.merged(adapter), {}
+        for i in range(first, self.layers):
             if i in keep:
                 kept[i] = x
             if checkpoint and torch.is_grad_enabled():

@@ -77,9 +77,19 @@ class Trunk(Protocol):
     device: torch.device
 
     def hidden(
-        self, batch: Packed, adapter: Adapter | None = None, *, keep: Sequence[int] = (), checkpoint: bool = False
+        self,
+        batch: Packed,
+        adapter: Adapter | None = None,
+        *,
+        keep: Sequence[int] = (),
+        checkpoint: bool = False,
+        after: tuple[int, Tensor] | None = None,
     ) -> Hidden:
-        """Hidden states of every token in the batch; `checkpoint` trades time for memory in the backward."""
+        """Hidden states of every token in the batch; `checkpoint` trades time for memory in the backward.
+
+        `after` is a number of layers and the states (N, H) after them, where they are known: a trunk may go on from
+        there. Nothing below is kept then.
+        """
         ...
 
     def head(self) -> tuple[Tensor, Tensor | None]:

@@ -34,7 +34,7 @@ def update(state: PolicyState, tools: Tools, settings: Settings) -> tuple[Rollou
 
 def learn(state: PolicyState, reader: Reader, settings: Settings, votes: Sequence[Preference]) -> dict[str, float]:
     """Passes of gradient steps on `votes`, and the mean of their figures."""
-    reading = reader.read(*_both(votes))
+    reading = reader.reference(*_both(votes))
     ref_a, ref_b = reading.logp.sum(1).chunk(2)
     wins, weight = (
         torch.tensor(x, device=ref_a.device) for x in zip(*[(v.wins, v.weight) for v in votes], strict=True)

@@ -155,6 +155,7 @@ def trained_logp(
 ) -> tuple[Tensor, Tensor]:
     """(B, T) log-probabilities by the policy in training, 0 where masked, with gradient; and the mask."""
     batch = pack_answers(reader.chat, prompts, answers, reader.trunk.device)
-    hidden = reader.trunk.hidden(batch, state.adapter)
+    after = reader.after(prompts, answers, state.adapter)
+    hidden = reader.trunk.hidden(batch, state.adapter, after=after)
     logp, _ = reader.of_rows(hidden.final[batch.predict_rows[batch.answer_mask]], batch)
     return logp, batch.answer_mask

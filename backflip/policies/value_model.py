@@ -35,7 +35,8 @@ class ValueModel:
         """(B, T) value before each token, in units of reward, 0 where masked; gradient flows into `parameters`."""
         batch = pack_answers(reader.chat, prompts, answers, reader.trunk.device)
         mask = batch.answer_mask
-        states = reader.trunk.hidden(batch, self.adapter).final[batch.predict_rows[mask]].float()
+        after = reader.after(prompts, answers, self.adapter)
+        states = reader.trunk.hidden(batch, self.adapter, after=after).final[batch.predict_rows[mask]].float()
         scaled = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-6)
         return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, scaled @ self.head[:-1] + self.head[-1])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backflip.core.errors import DataError
 from backflip.core.records import Answer, Prompt
-from backflip.models.adapters import Adapter
+from backflip.models.adapters import Adapter, layers_below
 from backflip.models.chat import Chat
 from backflip.models.logp import token_logp
 from backflip.models.packed import Packed, pack
@@ -33,6 +33,42 @@ class Reading:
     pooled: dict[int, Tensor]
     last: Tensor
     states: Tensor | None
+
+
+MOST_LOWER = 1 << 28
+"""Bytes of lower states that are kept at most; what finds no room is computed anew."""
+
+
+@dataclass(eq=False)
+class Lower:
+    """States after the lower `layer` layers, of texts that were read once.
+
+    A policy whose adapter lies above need not compute them again, neither to be read nor in any pass of its training.
+    `prompts` (Tp, H) by the prompt's id, `answers` (T, H) by the answer's identity.
+    """
+
+    layer: int
+    prompts: dict[str, Tensor] = field(default_factory=dict)
+    answers: dict[int, Tensor] = field(default_factory=dict)
+    room: int = MOST_LOWER
+
+    def add(self, states: Tensor, batch: Packed, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
+        """Keep what a packed batch's tokens (N, H) became, if there is room."""
+        self.room -= states.nbytes
+        if self.room < 0:
+            return
+        names = dict.fromkeys(p.id for p in prompts)
+        for name, rows, mask in zip(names, batch.prompt_rows, batch.prompt_mask, strict=True):
+            self.prompts[name] = states[rows[mask]]
+        for a, rows, mask in zip(answers, batch.answer_rows, batch.answer_mask, strict=True):
+            self.answers[id(a)] = states[rows[mask]]
+
+    def of(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Tensor | None:
+        """(N, H) as `pack_answers` lays these out; None when one was not kept."""
+        known = [self.prompts.get(name) for name in dict.fromkeys(p.id for p in prompts)]
+        known += [self.answers.get(id(a)) for a in answers]
+        found = [rows for rows in known if rows is not None]
+        return torch.cat(found) if len(found) == len(known) else None
 
 
 def sampled_logp(answers: Sequence[Answer], reading: Reading) -> Tensor:
@@ -87,6 +123,8 @@ class Reader:
     """Logits are divided by it, as they were when the answers were sampled."""
     recent: dict[tuple[int, ...], tuple[Sequence[Answer], "Reading"]] = field(default_factory=dict)
     """The last reading by the reference, so that reward, critic and KL share one forward."""
+    lower: Lower | None = None
+    """Lower states of the answers in `recent`, so that the policy's forwards begin above them."""
 
     def __post_init__(self) -> None:
         """Derive the portion that fits into the memory; what trains on the same trunk works in it too."""
@@ -96,10 +134,22 @@ class Reader:
         """Read with the untouched model, keeping the middle layer and the states; the last call is remembered."""
         key = tuple(id(a) for a in answers)
         if key not in self.recent:
-            reading = self.read(prompts, answers, None, layers=(middle_layer(self.trunk.layers),), states=True)
-            self.recent.clear()
+            middle = middle_layer(self.trunk.layers)
+            lower = Lower(middle)
+            self.recent, self.lower = {}, None
+            reading = self.read(prompts, answers, None, layers=(middle,), states=True, lower=lower)
             self.recent[key] = (list(answers), reading)  # the answers are held, so that no id is used again
+            self.lower = lower
         return self.recent[key][1]
+
+    def after(
+        self, prompts: Sequence[Prompt], answers: Sequence[Answer], adapter: Adapter | None
+    ) -> tuple[int, Tensor] | None:
+        """From where a forward over these, packed, may go on: see `Trunk.hidden`. None where nothing is known."""
+        if adapter is None or self.lower is None or layers_below(adapter) < self.lower.layer:
+            return None
+        states = self.lower.of(prompts, answers)
+        return None if states is None else (self.lower.layer, states)
 
     @torch.no_grad()
     def read(
@@ -110,8 +160,9 @@ class Reader:
         *,
         layers: Sequence[int] = (),
         states: bool = False,
+        lower: Lower | None = None,
     ) -> Reading:
-        """Read B answers to B prompts (one per answer).
+        """Read B answers to B prompts (one per answer); `lower` is given the states after its layer, one of `layers`.
 
         Raises: ValueError when there are none or one is empty; DataError when one exceeds the model's context.
         """
@@ -121,7 +172,7 @@ class Reader:
 
         def attempt(size: int) -> list[Reading]:
             slices = answer_batches(len(answers), size)
-            return [self._part(prompts[s], answers[s], adapter, layers, states) for s in slices]
+            return [self._part(prompts[s], answers[s], adapter, layers, states, lower) for s in slices]
 
         parts = self.portion.within_memory(attempt, most=len(answers))
 
@@ -141,9 +192,13 @@ class Reader:
         adapter: Adapter | None,
         layers: Sequence[int],
         states: bool,
+        lower: Lower | None,
     ) -> Reading:
         batch = pack_answers(self.chat, prompts, answers, self.trunk.device)
-        hidden = self.trunk.hidden(batch, adapter, keep=layers)
+        after = None if layers else self.after(prompts, answers, adapter)
+        hidden = self.trunk.hidden(batch, adapter, keep=layers, after=after)
+        if lower is not None:
+            lower.add(hidden.kept[lower.layer], batch, prompts, answers)
         mask = batch.answer_mask
         rows = hidden.final[batch.predict_rows[mask]]
         logp, entropy = self.of_rows(rows, batch)

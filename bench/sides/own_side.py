@@ -182,7 +182,8 @@ def least_seconds(loaded: Loaded, state: PolicyState, config: PPO, prompt: int, 
     """Seconds that the step's arithmetic and reading of weights take at the machine's peaks, both measured now.
 
     A decode step takes whichever is longer, its products or the reading of all weights; whatever reads many tokens at
-    once takes its products. Left out: the critic, Adam, the merging of the adapter.
+    once takes its products. Layers that the adapter leaves alone are computed once. Left out: the critic, Adam, the
+    merging of the adapter.
     """
     speed, reading = matmul_peak() * 1e9, read_peak()
     count = config.prompts * config.answers
@@ -191,9 +192,10 @@ def least_seconds(loaded: Loaded, state: PolicyState, config: PPO, prompt: int, 
     weights = 2.0 * (token / 2)  # bytes in bfloat16
     prefill = config.prompts * (prompt * trunk_flops(loaded) + head)
     decode = (new - 1) * max(count * token / speed, weights / reading)
-    forward = (config.prompts * prompt + count * new) * trunk_flops(loaded) + count * new * head
-    train = training_flops(loaded, state.adapter.b, config.prompts, count, prompt, new)
-    return decode + (prefill + 2 * forward + config.epochs * train) / speed
+    trunk, upper = (config.prompts * prompt + count * new) * trunk_flops(loaded), config.adapted
+    read = trunk * (1 + upper) + 2 * count * new * head  # the reference, and the policy from where it differs
+    train = training_flops(loaded, state.adapter.b, config.prompts, count, prompt, new, known=True)
+    return decode + (prefill + read + config.epochs * train) / speed
 
 
 def read_peak() -> float:

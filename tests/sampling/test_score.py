@@ -9,7 +9,10 @@ from torch.testing import assert_close
 
 from backflip.core.errors import DataError
 from backflip.models.trunk import Trunk
-from backflip.sampling.score import Reader, answer_batches, middle_layer
+from backflip.policies.gradient import trained_logp
+from backflip.policies.plan import PPO
+from backflip.policies.state import fresh_state
+from backflip.sampling.score import Lower, Reader, answer_batches, middle_layer
 
 FAMILIES = [*OWN, "gpt2"]
 
@@ -145,3 +148,56 @@ def test_batches_cover_every_answer_once():
 
 def test_the_middle_layer_is_half_way_and_never_the_embedding():
     assert [middle_layer(n) for n in (1, 2, 3, 30)] == [1, 1, 1, 15]
+
+
+@pytest.mark.parametrize("family", [*OWN, "gpt2"])
+def test_what_begins_above_the_lower_layers_reads_and_learns_the_same(family: str):
+    trunk, _ = trunk_of(family, layers=4)
+    adapter = trained(trunk, share=0.5)
+    plain, known = reader(trunk), reader(trunk)
+    known.reference(ASKED, ANSWERS)
+    rows = [3, 1]
+    asked, said = [ASKED[i] for i in rows], [ANSWERS[i] for i in rows]
+
+    assert known.after(asked, said, adapter) is not None
+    assert_close(known.read(ASKED, ANSWERS, adapter).logp, plain.read(ASKED, ANSWERS, adapter).logp)
+    state = replace(fresh_state(trunk, PPO(), 0), adapter=adapter)
+    grads = []
+    for each in (plain, known):
+        logp, _ = trained_logp(state, each, asked, said)
+        grads.append(torch.autograd.grad(logp.sum(), list(adapter.parameters())))
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b)
+
+
+def test_lower_layers_are_not_computed_twice():
+    trunk, _ = trunk_of("llama", layers=4)
+    adapter = trained(trunk, share=0.5)
+    out = reader(trunk)
+    out.reference(ASKED, ANSWERS)
+    want = out.read(ASKED, ANSWERS, adapter).logp
+    trunk.merged(adapter).blocks[0].o.fill_(float("nan"))
+
+    assert_close(out.read(ASKED, ANSWERS, adapter).logp, want)
+
+
+def test_a_forward_begins_at_the_bottom_where_lower_states_would_be_wrong_or_missing():
+    trunk, _ = trunk_of("llama", layers=4)
+    upper, deep = (trained(trunk, share=share) for share in (0.5, 0.75))
+    out = reader(trunk)
+    out.reference(ASKED[:2], ANSWERS[:2])
+
+    assert out.after(ASKED[:2], ANSWERS[:2], upper) is not None
+    assert out.after(ASKED[:2], ANSWERS[:2], deep) is None  # it changes a layer below the kept states
+    assert out.after(ASKED[:2], ANSWERS[:2], None) is None
+    assert out.after(ASKED, ANSWERS, upper) is None  # not all of them were read
+    out.reference(ASKED[2:], ANSWERS[2:])
+    assert out.after(ASKED[:2], ANSWERS[:2], upper) is None
+
+
+def test_lower_states_beyond_their_room_are_not_kept():
+    trunk, _ = trunk_of("llama", layers=4)
+    lower = Lower(2, room=0)
+    reader(trunk).read(ASKED, ANSWERS, layers=(2,), lower=lower)
+
+    assert lower.of(ASKED, ANSWERS) is None
