@@ -10,8 +10,10 @@ Split = Literal["train", "monitor", "final"]
 Stream = Literal["fit", "random", "reference"]
 """What a pair's votes serve: fitting the reward; judging selection and calibration (random arm);
 judging the policy against the reference. The last two are never read by a fit."""
-Choice = Literal["a", "b", "tie", "skip", "retract"]
-Purpose = Literal["rate", "monitor", "final"]
+Choice = Literal["a", "b", "tie", "skip", "bad", "retract"]
+"""What a vote says: which answer is better, neither, cannot tell, both bad; or that an earlier vote is taken back."""
+Verdict = Literal["a", "b", "tie"]
+Purpose = Literal["rate", "monitor", "final", "chat"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,88 @@ class Vote:
     """1 to 3, when the rater gave one."""
     reason: str = ""
     retracts: str | None = None
+    repeat: int = 0
+    """0 the first time a rater judges the pair, 1 when the plan has them judge it once more."""
+    guidelines: int = 0
+    """Version of the guidelines the rater had at hand; 0 when there were none."""
     seq: int | None = None
     """Commit order, given by the store; what a watermark counts."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the vote says of the two answers against each other: both bad is a tie; None when it does not say."""
+        return "tie" if self.choice == "bad" else self.choice if self.choice in ("a", "b", "tie") else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThumbVote:
+    """A thumb under one answer. Append-only as a `Vote`; a retraction names in `retracts` the key it takes back."""
+
+    key: str
+    sample_id: str
+    rater_id: str
+    up: bool
+    at: float
+    """Seconds since the epoch (UTC)."""
+    retracts: str | None = None
+    seq: int | None = None
+    """Commit order, counted together with votes, so that one watermark holds for both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Somebody calls an answer harmful."""
+
+    key: str
+    sample_id: str
+    rater_id: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """The answer that somebody would have wanted to a prompt."""
+
+    key: str
+    prompt_id: str
+    rater_id: str
+    text: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidelines:
+    """What raters are asked to look at; a new version never replaces the former one."""
+
+    version: int
+    text: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invite:
+    """A link that lets one person in, once. The link itself is never stored, only the hash of its token."""
+
+    token_hash: str
+    role: Literal["rater", "owner"]
+    name: str
+    at: float
+    used_at: float | None = None
+    rater_id: str | None = None
+    """Who came in by it."""
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """A browser that is let in, by the hash of its cookie's token."""
+
+    token_hash: str
+    rater_id: str
+    role: Literal["rater", "owner"]
+    at: float
+    revoked_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ Answers of a language model, and which of two answers to the same request {who} 
 - `chosen_ended`, `rejected_ended`: false where an answer was cut off.
 - `rater`, `rater_kind`: who judged, by the name the run knows them by, and whether that is a person, a simulated
   persona or a language model as judge. `strength`: 1 to 3 where the rater said how sure they were. `reason`: why.
+- `both_bad`: a tie because both answers are bad. `guidelines`: version of the guidelines the rater had; 0 for none.
 - `shown_first`: which answer stood first. `latency_s`: seconds it took. `at`: seconds since 1970 (UTC).
 - `split`: train for votes a reward was fitted on, monitor for held-out ones. `stream`: fit, random (held out) or
   reference (policy against the untouched model). `round`, `policy`: when, and whose answers were judged.
@@ -131,7 +132,7 @@ def vote_rows(store: Store) -> list[Row]:
     """A row for every vote that chose something or called a tie, in the order they were cast; columns as in `CARD`."""
     prompts = {p.id: p for p in store.prompts()}
     pairs, raters = {p.id: p for p in store.pairs()}, {r.id: r for r in store.raters()}
-    votes = [v for v in store.votes() if v.choice in ("a", "b", "tie")]
+    votes = [v for v in store.votes() if v.verdict is not None]
     ids = {i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)}
     samples = store.samples_by_id(sorted(ids))
     return [_preference(v, pairs[v.pair_id], prompts, samples, raters[v.rater_id]) for v in votes]
@@ -147,7 +148,8 @@ def _preference(
         "prompt": _prompt(prompts[pair.prompt_id]),
         "chosen": chosen.text,
         "rejected": rejected.text,
-        "tie": vote.choice == "tie",
+        "tie": vote.verdict == "tie",
+        "both_bad": vote.choice == "bad",
         "rater": rater.id,
         "rater_kind": rater.kind,
         "strength": vote.strength,
@@ -164,6 +166,7 @@ def _preference(
         "ranking": pair.ranking,
         "latency_s": vote.latency_s,
         "at": vote.at,
+        "guidelines": vote.guidelines,
     }
 
 

@@ -39,7 +39,7 @@ def fit(number: int, tools: Tools) -> Outcome:
     store = tools.store
     require_import(tools)
     if store.watermark(number) is None:
-        require_preference([v.choice for v in store.votes(stream="fit")])  # a watermark is never moved
+        require_preference([v.verdict or v.choice for v in store.votes(stream="fit")])  # a watermark is never moved
     with store.begin() as tx:
         mark = tx.set_watermark(number)
     tools.watcher.begin(f"round {number}: fit the reward", number + 1)
@@ -149,7 +149,7 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
 
 
 def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: Sequence[Vote]) -> Table:
-    """Decided votes ("skip" left out) with the features of the answers they are about."""
+    """Decided votes ("skip" left out, "bad" a tie) with the features of the answers they are about."""
     pairs: dict[str, Pair] = {p.id: p for p in tools.store.pairs()}
     weight = vote_weights(pairs.values())
     index: dict[str, int] = {}
@@ -163,12 +163,12 @@ def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: 
         Feedback(
             a=index[pairs[v.pair_id].sample_a],
             b=index[pairs[v.pair_id].sample_b],
-            choice=v.choice,
+            choice=v.verdict,
             rater_id=v.rater_id,
             weight=weight[v.pair_id],
         )
         for v in sorted(votes, key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
-        if v.choice in ("a", "b", "tie")
+        if v.verdict is not None
     ]
     return Table(np.stack(features), prompt, feedback)
 
@@ -202,9 +202,11 @@ def _judge(tools: Tools, reward: Reward, seen: Table, held_out: Table, mark: int
         if name == "heldout":
             logits = gaps(reward, table) * reward.slope
             out["reward/heldout_logloss"] = log_loss(logits, choice, seed, max(reward.tie, 1e-3), unit=unit)
-    votes = sorted((v for v in tools.store.votes(upto=mark) if v.choice in ("a", "b", "tie")), key=lambda v: v.key)
+    votes = sorted((v for v in tools.store.votes(upto=mark) if v.verdict is not None), key=lambda v: v.key)
     judged = Counter(v.pair_id for v in votes)
     if sum(n > 1 for n in judged.values()) >= 2:
         by = [v.rater_id for v in votes]
-        out["raters/agreement"] = pair_agreement([v.pair_id for v in votes], by, [v.choice for v in votes], seed).share
+        out["raters/agreement"] = pair_agreement(
+            [v.pair_id for v in votes], by, [v.verdict or v.choice for v in votes], seed
+        ).share
     return out

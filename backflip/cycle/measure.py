@@ -169,11 +169,11 @@ def _against_reference(
         if mine.text.strip() == theirs.text.strip():  # the same answer twice is a tie that nobody need judge
             won.setdefault(mine.prompt_id, []).append(0.5)
     for v in tools.store.votes(round=number, stream="reference"):
-        if v.choice == "skip":
+        if v.verdict is None:
             continue
         pair = known[v.pair_id]
         policy_is_a = by_id[pair.sample_a].policy != REFERENCE
-        share = 0.5 if v.choice == "tie" else float((v.choice == "a") == policy_is_a)
+        share = 0.5 if v.verdict == "tie" else float((v.verdict == "a") == policy_is_a)
         won.setdefault(pair.prompt_id, []).append(share)
     if len(won) < 2:
         return {}

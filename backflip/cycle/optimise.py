@@ -152,7 +152,7 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
         raise RuntimeError("the round's votes are counted by its fit, which has not begun")
     pairs = {p.id: p for p in tools.store.pairs()}
     weight = vote_weights(pairs.values())
-    votes = [v for v in tools.store.votes(stream="fit", upto=mark) if v.choice in WINS]
+    votes = [v for v in tools.store.votes(stream="fit", upto=mark) if v.verdict in WINS]
     votes.sort(key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
     ids = sorted({i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)})
     samples = tools.store.samples_by_id(ids)
@@ -162,7 +162,7 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
             tools.prompts[pair.prompt_id],
             answers[pair.sample_a],
             answers[pair.sample_b],
-            WINS[v.choice],
+            WINS[v.verdict],
             weight[pair.id],
         )
         for v in votes

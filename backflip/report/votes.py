@@ -35,7 +35,7 @@ def rater_rows(raters: Sequence[Rater], votes: Sequence[Vote], log: Iterable[Vot
                 name=r.name,
                 kind=r.kind,
                 votes=sum(v.choice != "skip" for v in mine),
-                ties=sum(v.choice == "tie" for v in mine),
+                ties=sum(v.verdict == "tie" for v in mine),
                 skips=sum(v.choice == "skip" for v in mine),
                 retracted=retracted[r.id],
                 left=fmean(v.choice == v.shown[0] for v in decided) if decided else None,
@@ -58,5 +58,5 @@ def _agreement(votes: Iterable[Vote]) -> tuple[Counter[str], Counter[str]]:
         for mine, other in permutations(group, 2):
             if other.rater_id != mine.rater_id:
                 compared[mine.rater_id] += 1
-                agreed[mine.rater_id] += mine.choice == other.choice
+                agreed[mine.rater_id] += mine.verdict == other.verdict
     return compared, agreed

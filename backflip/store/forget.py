@@ -11,7 +11,10 @@ import sqlalchemy as sa
 
 from backflip.core.errors import DataError
 from backflip.store.engine import Database
-from backflip.store.tables import notes, raters, votes
+from backflip.store.tables import demonstrations, flags, invites, logins, notes, raters, thumbs, votes
+
+_THEIRS = (thumbs, flags, demonstrations, invites, logins)
+"""What a rater leaves beside votes; each row names them as `rater_id`."""
 
 FORGOTTEN = "forgotten votes"
 """Note: how many votes were removed because their raters asked for it. Nothing else is kept of them."""
@@ -20,7 +23,9 @@ _UNSCRUBBED = "unscrubbed"
 
 
 def forget_rater(database: Database, rater_id: str) -> int:
-    """Delete a rater and every vote and retraction of theirs, then their bytes; return how many votes that were.
+    """Delete a rater, every vote and retraction of theirs and whatever else names them, then their bytes.
+
+    Returns how many votes that were.
 
     Raises: DataError when there is no such rater; BusyError when somebody reads or writes for too long. If that
     happens to the bytes, the rows are gone already, and the next call for whatever rater ends the work.
@@ -29,7 +34,9 @@ def forget_rater(database: Database, rater_id: str) -> int:
         unscrubbed = connection.execute(sa.select(notes.c.key).where(notes.c.key == _UNSCRUBBED)).first() is not None
     if unscrubbed:
         _scrub(database)
-    with database.write() as connection, _votes_unsealed(connection):
+    with database.write() as connection, _unsealed(connection, "votes"), _unsealed(connection, "thumbs"):
+        for table in _THEIRS:
+            connection.execute(sa.delete(table).where(table.c.rater_id == rater_id))
         removed = connection.execute(sa.delete(votes).where(votes.c.rater_id == rater_id)).rowcount
         if not connection.execute(sa.delete(raters).where(raters.c.id == rater_id)).rowcount:
             raise DataError(f"The store has no rater {rater_id!r}.\nNothing was removed.")
@@ -43,21 +50,22 @@ def forget_rater(database: Database, rater_id: str) -> int:
 
 def _scrub(database: Database) -> None:
     """Overwrite what was deleted, then note that it is done."""
-    database.scrub([votes.name, raters.name])
+    database.scrub([table.name for table in (votes, *_THEIRS, raters)])
     with database.write() as connection:
         connection.execute(sa.delete(notes).where(notes.c.key == _UNSCRUBBED))
 
 
 @contextmanager
-def _votes_unsealed(connection: sa.Connection) -> Iterator[None]:
+def _unsealed(connection: sa.Connection, table: str) -> Iterator[None]:
     """Take the trigger that refuses deletions out of the way for the rest of the block, inside its transaction."""
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("ALTER TABLE votes DISABLE TRIGGER votes_keep_rows")
+        connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER {table}_keep_rows")
         yield
-        connection.exec_driver_sql("ALTER TABLE votes ENABLE TRIGGER votes_keep_rows")
+        connection.exec_driver_sql(f"ALTER TABLE {table} ENABLE TRIGGER {table}_keep_rows")
         return
-    trigger = "type = 'trigger' AND name = 'votes_keep_delete'"
+    name = f"{table}_keep_delete"
+    trigger = f"type = 'trigger' AND name = '{name}'"
     again = connection.exec_driver_sql(f"SELECT sql FROM sqlite_schema WHERE {trigger}").scalar_one()
-    connection.exec_driver_sql("DROP TRIGGER votes_keep_delete")
+    connection.exec_driver_sql(f"DROP TRIGGER {name}")
     yield
     connection.exec_driver_sql(again)

@@ -6,7 +6,6 @@ text compared by code point, so that both dialects and a resumed run give the sa
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any, Self, TypeVar, final
 
 import sqlalchemy as sa
@@ -22,11 +21,14 @@ from backflip.core.records import (
     Sample,
     Split,
     Stream,
+    ThumbVote,
     Vote,
 )
 from backflip.store.engine import Database
 from backflip.store.forget import forget_rater
-from backflip.store.tables import metrics, models, notes, pairs, prompts, raters, rounds, samples, steps, votes
+from backflip.store.people import People
+from backflip.store.rows import as_record, having
+from backflip.store.tables import metrics, models, notes, pairs, prompts, raters, rounds, samples, steps, thumbs, votes
 from backflip.store.writes import Tx, chunks
 
 R = TypeVar("R")
@@ -38,6 +40,8 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.people = People(database)
+        """Who is let in, and what they wrote beside votes."""
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +73,7 @@ class Store:
 
     def prompts(self, split: Split | None = None) -> list[Prompt]:
         """All prompts, or those of one split."""
-        return self._records(Prompt, _where(prompts, split=split).order_by(prompts.c.place))
+        return self._records(Prompt, having(prompts, split=split).order_by(prompts.c.place))
 
     def raters(self) -> list[Rater]:
         """Everybody who may vote."""
@@ -99,7 +103,7 @@ class Store:
     ) -> list[Sample]:
         """Samples by round, purpose, prompt, policy, index and id; a filter left out matches all."""
         c = samples.c
-        query = _where(samples, round=round, purpose=purpose, policy=policy)
+        query = having(samples, round=round, purpose=purpose, policy=policy)
         return self._records(Sample, query.order_by(c.round, c.purpose, c.prompt_id, c.policy, c.index, c.id))
 
     def samples_by_id(self, ids: Iterable[str]) -> dict[str, Sample]:
@@ -109,7 +113,7 @@ class Store:
         with self._database.read() as connection:
             for chunk in chunks(wanted):
                 for row in connection.execute(sa.select(samples).where(samples.c.id.in_(chunk))):
-                    found[row.id] = _record(Sample, row)
+                    found[row.id] = as_record(Sample, row)
         if missing := [i for i in wanted if i not in found]:
             raise DataError(
                 f"The store has no sample {missing[0]!r} ({len(missing)} of {len(wanted)} asked for are missing).\n"
@@ -119,24 +123,53 @@ class Store:
 
     def pairs(self, *, round: int | None = None, stream: Stream | None = None) -> list[Pair]:
         """Pairs by round and id; a filter left out matches all."""
-        return self._records(Pair, _where(pairs, round=round, stream=stream).order_by(pairs.c.round, pairs.c.id))
+        return self._records(Pair, having(pairs, round=round, stream=stream).order_by(pairs.c.round, pairs.c.id))
 
-    def votes(self, *, round: int | None = None, stream: Stream | None = None, upto: int | None = None) -> list[Vote]:
+    def votes(
+        self,
+        *,
+        round: int | None = None,
+        stream: Stream | None = None,
+        upto: int | None = None,
+        repeats: bool = False,
+    ) -> list[Vote]:
         """The votes in force, in commit order: retractions and what they retract are left out.
 
         `round` and `stream` are those of the vote's pair. With `upto`, a watermark, the answer is what
-        it was when that watermark was set: neither later votes nor later retractions count.
+        it was when that watermark was set: neither later votes nor later retractions count. With `repeats`,
+        the votes of raters who judged a pair once more are among them; else each rater has one vote on a pair.
         """
         query = _in_force(upto).join(pairs, pairs.c.id == votes.c.pair_id).order_by(votes.c.seq)
+        if not repeats:
+            query = query.where(votes.c.repeat == 0)
         if round is not None:
             query = query.where(pairs.c.round == round)
         if stream is not None:
             query = query.where(pairs.c.stream == stream)
         return self._records(Vote, query)
 
-    def vote_log(self) -> list[Vote]:
-        """Every vote and retraction ever cast, in commit order."""
-        return self._records(Vote, sa.select(votes).order_by(votes.c.seq))
+    def vote_log(self, *, after: int = 0) -> list[Vote]:
+        """Every vote and retraction ever cast, in commit order; those after the `seq` `after` alone."""
+        return self._records(Vote, sa.select(votes).where(votes.c.seq > after).order_by(votes.c.seq))
+
+    def vote(self, key: str) -> Vote | None:
+        """The vote or retraction with this key, retracted or not; None when there is none."""
+        found = self._records(Vote, having(votes, key=key))
+        return found[0] if found else None
+
+    def thumbs(self, *, upto: int | None = None) -> list[ThumbVote]:
+        """The thumbs in force, in commit order; `upto` as in `votes`."""
+        undo = thumbs.alias("undo")
+        undone = sa.select(undo.c.seq).where(undo.c.retracts == thumbs.c.key)
+        query = sa.select(thumbs).where(thumbs.c.retracts.is_(None))
+        if upto is not None:
+            undone, query = undone.where(undo.c.seq <= upto), query.where(thumbs.c.seq <= upto)
+        return self._records(ThumbVote, query.where(~undone.exists()).order_by(thumbs.c.seq))
+
+    def count_pairs(self) -> int:
+        """How many pairs there are."""
+        [row] = self._rows(sa.select(sa.func.count().label("n")).select_from(pairs))
+        return int(row.n)
 
     def wanting(self, round: int | None = None) -> list[tuple[Pair, int]]:
         """The pairs that still want votes, by round and id, and how many.
@@ -154,7 +187,7 @@ class Store:
         if round is not None:
             query = query.where(pairs.c.round == round)
         rows = self._rows(query.order_by(pairs.c.round, pairs.c.id))
-        return [(_record(Pair, row), row.missing) for row in rows]
+        return [(as_record(Pair, row), row.missing) for row in rows]
 
     def watermark(self, round: int) -> int | None:
         """The `seq` of the last vote the round's fit may use; None while the fit has not started."""
@@ -164,12 +197,12 @@ class Store:
 
     def models(self, kind: str | None = None) -> list[ModelVersion]:
         """Saved models, oldest first."""
-        return self._records(ModelVersion, _where(models, kind=kind).order_by(models.c.place))
+        return self._records(ModelVersion, having(models, kind=kind).order_by(models.c.place))
 
     def metrics(self, *, round: int | None = None, step: str | None = None, name: str | None = None) -> list[Metric]:
         """Measurements by round, step, tick and name; a filter left out matches all."""
         c = metrics.c
-        query = _where(metrics, round=round, step=step, name=name)
+        query = having(metrics, round=round, step=step, name=name)
         return self._records(Metric, query.order_by(c.round, c.step, c.tick, c.name))
 
     def note(self, key: str) -> str | None:
@@ -183,16 +216,7 @@ class Store:
             return list(connection.execute(query))
 
     def _records(self, kind: type[R], query: sa.Select[Any]) -> list[R]:
-        return [_record(kind, row) for row in self._rows(query)]
-
-
-def _where(table: sa.Table, **wanted: Any) -> sa.Select[Any]:
-    """The rows of `table` that have these values; None matches all."""
-    query = sa.select(table)
-    for name, value in wanted.items():
-        if value is not None:
-            query = query.where(table.c[name] == value)
-    return query
+        return [as_record(kind, row) for row in self._rows(query)]
 
 
 def _in_force(upto: int | None) -> sa.Select[Any]:
@@ -204,9 +228,3 @@ def _in_force(upto: int | None) -> sa.Select[Any]:
         undone = undone.where(undo.c.seq <= upto)
         query = query.where(votes.c.seq <= upto)
     return query.where(~undone.exists())
-
-
-def _record(kind: type[R], row: sa.Row[Any]) -> R:
-    """A row as the record it is."""
-    values = row._mapping
-    return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]

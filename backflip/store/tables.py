@@ -173,10 +173,80 @@ votes = sa.Table(
     sa.Column("strength", sa.Integer),
     _text("reason"),
     _text("retracts", sa.ForeignKey("votes.key"), unique=True, nullable=True),
+    _integer("repeat"),
+    _integer("guidelines"),
     sa.Index("votes_by_pair", "pair_id"),
     sa.Index("votes_by_rater", "rater_id"),
 )
 """Append-only: triggers refuse UPDATE and DELETE."""
+
+thumbs = sa.Table(
+    "thumbs",
+    metadata,
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    _text("key", unique=True),
+    _text("sample_id", sa.ForeignKey("samples.id")),
+    _text("rater_id", sa.ForeignKey("raters.id")),
+    sa.Column("up", sa.Boolean, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    _text("retracts", sa.ForeignKey("thumbs.key"), unique=True, nullable=True),
+    sa.Index("thumbs_by_sample", "sample_id"),
+)
+"""Append-only: triggers refuse UPDATE and DELETE."""
+
+flags = sa.Table(
+    "flags",
+    metadata,
+    _place(),
+    _text("key", unique=True),
+    _text("sample_id", sa.ForeignKey("samples.id")),
+    _text("rater_id", sa.ForeignKey("raters.id")),
+    _text("reason"),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+demonstrations = sa.Table(
+    "demonstrations",
+    metadata,
+    _place(),
+    _text("key", unique=True),
+    _text("prompt_id", sa.ForeignKey("prompts.id")),
+    _text("rater_id", sa.ForeignKey("raters.id")),
+    _text("text"),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+guidelines = sa.Table(
+    "guidelines",
+    metadata,
+    _integer("version", primary_key=True, autoincrement=False),
+    _text("text"),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+invites = sa.Table(
+    "invites",
+    metadata,
+    _place(),
+    _text("token_hash", unique=True),
+    _text("role"),
+    _text("name"),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("used_at", sa.Double),
+    _text("rater_id", sa.ForeignKey("raters.id"), nullable=True),
+    sa.Column("revoked_at", sa.Double),
+)
+
+logins = sa.Table(
+    "logins",
+    metadata,
+    _text("token_hash", primary_key=True),
+    _text("rater_id", sa.ForeignKey("raters.id")),
+    _text("role"),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("revoked_at", sa.Double),
+    sa.Index("logins_by_rater", "rater_id"),
+)
 
 counters = sa.Table(
     "counters",
@@ -184,7 +254,7 @@ counters = sa.Table(
     _text("name", primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
-"""Row "votes" holds the `seq` of the newest vote. Who locks it is alone in casting until the commit."""
+"""Row "votes" holds the `seq` of the newest vote or thumb. Who locks it is alone in casting until the commit."""
 
 models = sa.Table(
     "models",

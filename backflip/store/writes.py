@@ -1,17 +1,18 @@
-"""What can be written to the store, inside one transaction. Only here are the rules of voting."""
+"""What can be written to the store, inside one transaction. The rules of voting are in `ledger`."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from backflip.core.errors import DataError
-from backflip.core.records import Metric, ModelVersion, Pair, Prompt, Rater, Sample, Vote
+from backflip.core.records import Metric, ModelVersion, Pair, Prompt, Rater, Sample, ThumbVote, Vote
+from backflip.store.ledger import ThumbLedger, VoteLedger
 from backflip.store.tables import (
     counters,
     metrics,
@@ -23,12 +24,14 @@ from backflip.store.tables import (
     rounds,
     samples,
     steps,
+    thumbs,
     votes,
 )
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+B = TypeVar("B", Vote, ThumbVote)
 _MOST_IN_A_LIST = 500
 """Values in one SQL IN list; SQLite and PostgreSQL take no more than 32 thousand."""
 
@@ -86,14 +89,24 @@ class Tx:
         if not ballots:
             return 0
         with self._whole("vote"):
-            counter = counters.c.name == "votes"
-            last = self._connection.execute(sa.select(counters.c.value).where(counter).with_for_update()).scalar_one()
-            new = self._admit(ballots)
-            rows = [{**_row(vote), "seq": last + i} for i, vote in enumerate(new, start=1)]
-            if rows:
-                self._connection.execute(sa.insert(votes), rows)
-                self._connection.execute(sa.update(counters).where(counter).values(value=last + len(rows)))
-            return len(rows)
+            last = self._newest()
+            return self._number(votes, self._admit(ballots), last)
+
+    def add_thumbs(self, ballots: Sequence[ThumbVote]) -> int:
+        """Store thumbs in this order, numbered together with votes; return how many are new (a known key is not).
+
+        Raises: DataError on an unknown answer or rater, a second thumb by one rater on one answer, a key that is
+        taken by another thumb, or a retraction that does not fit; then none of `ballots` is stored.
+        """
+        if not ballots:
+            return 0
+        with self._whole("thumb"):
+            last = self._newest()
+            self._require(samples, "sample", {thumb.sample_id for thumb in ballots})
+            self._require(raters, "rater", {thumb.rater_id for thumb in ballots})
+            log = self._log(ThumbVote, thumbs, "sample_id", ballots)
+            ledger = ThumbLedger(sorted(log, key=lambda thumb: thumb.seq or 0))
+            return self._number(thumbs, [thumb for thumb in ballots if ledger.admit(thumb)], last)
 
     def set_watermark(self, round: int) -> int:
         """Fix which votes the round's fit may use: all up to the newest; return its `seq` (0: none yet).
@@ -152,17 +165,32 @@ class Tx:
 
     def _admit(self, ballots: Sequence[Vote]) -> list[Vote]:
         """The ballots that are new, each checked against the log and those before it."""
-        asked = {vote.pair_id for vote in ballots}
-        self._require(pairs, "pair", asked)
+        self._require(pairs, "pair", {vote.pair_id for vote in ballots})
         self._require(raters, "rater", {vote.rater_id for vote in ballots})
-        keys = {vote.key for vote in ballots} | {vote.retracts for vote in ballots if vote.retracts is not None}
-        log = {
-            row.key: row
-            for name, known in (("key", keys), ("pair_id", asked))
-            for row in self._find(votes, name, known)
-        }
-        ledger = _Ledger(sorted((Vote(**row._mapping) for row in log.values()), key=lambda vote: vote.seq or 0))
+        log = self._log(Vote, votes, "pair_id", ballots)
+        ledger = VoteLedger(sorted(log, key=lambda vote: vote.seq or 0))
         return [vote for vote in ballots if ledger.admit(vote)]
+
+    def _log(self, kind: type[B], table: sa.Table, about: str, ballots: Sequence[B]) -> list[B]:
+        """What is stored under the keys of `ballots` or of what they retract, and about the same things."""
+        keys = {b.key for b in ballots} | {b.retracts for b in ballots if b.retracts is not None}
+        wanted = (("key", keys), (about, {getattr(b, about) for b in ballots}))
+        found = {row.key: row for name, known in wanted for row in self._find(table, name, known)}
+        return [kind(**row._mapping) for row in found.values()]
+
+    def _newest(self) -> int:
+        """The `seq` of the newest vote or thumb. Who has asked is alone in casting until the transaction ends."""
+        counter = sa.select(counters.c.value).where(counters.c.name == "votes").with_for_update()
+        return int(self._connection.execute(counter).scalar_one())
+
+    def _number(self, table: sa.Table, new: Sequence[Vote] | Sequence[ThumbVote], last: int) -> int:
+        """Store ballots under the numbers after `last`; how many they are."""
+        rows = [{**_row(ballot), "seq": last + i} for i, ballot in enumerate(new, start=1)]
+        if rows:
+            self._connection.execute(sa.insert(table), rows)
+            newest = sa.update(counters).where(counters.c.name == "votes").values(value=last + len(rows))
+            self._connection.execute(newest)
+        return len(rows)
 
     def _require(self, table: sa.Table, what: str, ids: Iterable[str]) -> None:
         """Refuse votes that name what is not stored."""
@@ -203,68 +231,10 @@ class Tx:
             ) from e
 
 
-@final
-class _Ledger:
-    """Who stands by which vote, as votes come in one by one."""
-
-    def __init__(self, log: Iterable[Vote]) -> None:
-        self._log: dict[str, Vote] = {}
-        self._standing: dict[tuple[str, str], str] = {}
-        for vote in log:
-            self._enter(vote)
-
-    def admit(self, vote: Vote) -> bool:
-        """Enter a vote; False when its key is known. Raises: DataError when it breaks a rule."""
-        known = self._log.get(vote.key)
-        if known is not None:
-            if _judgement(known) != _judgement(vote):
-                raise DataError(f"Vote key {vote.key!r} is taken by another vote.\nGive every vote a key of its own.")
-            return False
-        if (vote.choice == "retract") != (vote.retracts is not None):
-            raise DataError(f"Vote {vote.key!r}: `retracts` goes with the choice 'retract', and only with it.")
-        if vote.retracts is not None:
-            self._check_retraction(vote, vote.retracts)
-        elif (standing := self._standing.get((vote.pair_id, vote.rater_id))) is not None:
-            raise DataError(
-                f"Rater {vote.rater_id!r} has already voted on pair {vote.pair_id!r} (vote {standing!r}).\n"
-                "Retract that vote before casting another."
-            )
-        self._enter(vote)
-        return True
-
-    def _check_retraction(self, vote: Vote, key: str) -> None:
-        target = self._log.get(key)
-        if target is None:
-            raise DataError(f"Vote {vote.key!r} retracts {key!r}, which the store does not have.")
-        if target.choice == "retract":
-            raise DataError(f"Vote {vote.key!r} retracts a retraction.\nCast the vote again instead.")
-        if target.rater_id != vote.rater_id:
-            raise DataError(f"Vote {vote.key!r} retracts a vote of another rater.\nRaters undo their own votes only.")
-        if target.pair_id != vote.pair_id:
-            raise DataError(
-                f"Vote {vote.key!r} names pair {vote.pair_id!r}, but retracts a vote on {target.pair_id!r}."
-            )
-        if self._standing.get((vote.pair_id, vote.rater_id)) != key:
-            raise DataError(f"Vote {vote.key!r} retracts {key!r}, which is retracted already.")
-
-    def _enter(self, vote: Vote) -> None:
-        self._log[vote.key] = vote
-        place = (vote.pair_id, vote.rater_id)
-        if vote.choice == "retract":
-            self._standing.pop(place, None)
-        else:
-            self._standing[place] = vote.key
-
-
 def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
     """`values` in pieces that fit an SQL IN list."""
     for start in range(0, len(values), _MOST_IN_A_LIST):
         yield values[start : start + _MOST_IN_A_LIST]
-
-
-def _judgement(vote: Vote) -> tuple[str | None, ...]:
-    """What makes two votes the same vote; a request sent again may bear another time."""
-    return vote.pair_id, vote.rater_id, vote.choice, vote.retracts
 
 
 def _bound(value: float | None) -> float | None:

@@ -116,11 +116,11 @@ def test_a_store_of_a_newer_backflip_is_refused(where: str):
     open_store(where).close()
     database = connect(where, busy_s=5.0)
     with database.write() as connection:
-        assert revision(connection) == "0002"
+        assert revision(connection) == "0003"
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     database.close()
 
-    with pytest.raises(BackflipError, match=r"newer Backflip \(schema 9999; this one knows up to 0002\)"):
+    with pytest.raises(BackflipError, match=r"newer Backflip \(schema 9999; this one knows up to 0003\)"):
         open_store(where)
 
 

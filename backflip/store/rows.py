@@ -1,0 +1,23 @@
+"""From rows to records, for whoever asks the store."""
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+R = TypeVar("R")
+
+
+def having(table: sa.Table, **wanted: Any) -> sa.Select[Any]:
+    """The rows of `table` that have these values; None matches all."""
+    query = sa.select(table)
+    for name, value in wanted.items():
+        if value is not None:
+            query = query.where(table.c[name] == value)
+    return query
+
+
+def as_record(kind: type[R], row: sa.Row[Any]) -> R:
+    """A row as the record it is."""
+    values = row._mapping
+    return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]
