@@ -17,6 +17,8 @@ from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.store import Store, open_store
 
 PLAN, LOCK, OWNER = "plan.toml", "run.lock", "run.pid"
+WEB_LOCK, WEB_OWNER = "web.lock", "web.pid"
+"""Held by the process that serves the run's pages."""
 DATABASE = "run.db"
 """The store of a run whose plan names no other."""
 PUBLISHED = ("adapter", "policy", "reward")
@@ -60,18 +62,37 @@ def only_process(root: Path) -> Iterator[None]:
 
     Raises: BusyError naming the process that holds it; BackflipError when the folder cannot be written.
     """
-    lock, owner = FileLock(root / LOCK), root / OWNER
+    busy = (
+        f"{root} is being run by process {{who}}.\n"
+        "A run takes one process at a time, so that nothing is done twice.\n"
+        "Wait for it, stop it, or start another run with --dir."
+    )
+    with _held(root, LOCK, OWNER, busy):
+        yield
+
+
+@contextmanager
+def only_server(root: Path) -> Iterator[None]:
+    """Hold the lock of the process that serves the run's pages; else as `only_process`."""
+    busy = (
+        f"The pages of {root} are being served by process {{who}}.\n"
+        "One server knows which pair is whose; two would ask people the same.\n"
+        "Use that one, or stop it first."
+    )
+    with _held(root, WEB_LOCK, WEB_OWNER, busy):
+        yield
+
+
+@contextmanager
+def _held(root: Path, lock_name: str, owner_name: str, busy: str) -> Iterator[None]:
+    lock, owner = FileLock(root / lock_name), root / owner_name
     try:
-        with disk_told(root / LOCK, "Make the folder writable or free some space, or copy the run elsewhere."):
+        with disk_told(root / lock_name, "Make the folder writable or free some space, or copy the run elsewhere."):
             root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text().strip() if owner.exists() else "unknown"
-        raise BusyError(
-            f"{root} is being run by process {who}.\n"
-            "A run takes one process at a time, so that nothing is done twice.\n"
-            "Wait for it, stop it, or start another run with --dir."
-        ) from None
+        raise BusyError(busy.format(who=who)) from None
     try:
         with disk_told(owner):
             owner.write_text(str(os.getpid()))

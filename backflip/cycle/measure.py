@@ -43,6 +43,7 @@ def measure(number: int, tools: Tools) -> Outcome:
         metrics += _metrics(number, against_baselines(tools, split, asked, *sides))
         if split == "monitor":
             metrics += _metrics(number, _against_reference(number, tools, after, reference))
+            metrics += _counted_since(number, tools)
             tools.watcher.say(_line(number, figures))
     for k in range(number + 1):
         version = REFERENCE if k == 0 else f"policy-r{k}"
@@ -163,7 +164,25 @@ def _against_reference(
     with tools.store.begin() as tx:
         tx.add_pairs(pairs)
     ask_machines(tools, pairs, by_id)
-    known = {p.id: p for p in pairs}
+    return _won(number, tools, after, before)
+
+
+def _counted_since(number: int, tools: Tools) -> list[Metric]:
+    """What people have said by now of the rounds before: their votes may come long after a round's end."""
+    if tools.crowd is not None:
+        return []
+    before = answered(number, tools, "monitor", REFERENCE)
+    return [
+        metric
+        for k in range(1, number)
+        for metric in _metrics(k, _won(k, tools, answered(number, tools, "monitor", f"policy-r{k}"), before))
+    ]
+
+
+def _won(number: int, tools: Tools, after: Sequence[Sample], before: Sequence[Sample]) -> dict[str, Interval]:
+    """The policy's share of what was judged of round `number`'s pairs against the reference."""
+    by_id = {s.id: s for s in [*after, *before]}
+    known = {p.id: p for p in tools.store.pairs(round=number, stream="reference")}
     won: dict[str, list[float]] = {}
     for mine, theirs in zip(after, before, strict=True):
         if mine.text.strip() == theirs.text.strip():  # the same answer twice is a tie that nobody need judge

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backflip.core.errors import BackflipError
 from backflip.core.records import Metric
-from backflip.cycle.folder import LOCK, OWNER, PLAN, has_begun, last_worked_on, run_store
+from backflip.cycle.folder import LOCK, OWNER, PLAN, WEB_LOCK, WEB_OWNER, has_begun, last_worked_on, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import Changes, PlanChange, differences, plan_history, plan_in_use, plan_of_round
 from backflip.store import Store
@@ -90,15 +90,24 @@ def overview(root: Path) -> Overview:
 
 def running(root: Path) -> int | None:
     """The process that holds the run's lock: its number, 0 when it cannot be named, None when there is none."""
+    return _holder(root / LOCK, root / OWNER)
+
+
+def serving(root: Path) -> int | None:
+    """The process that serves the run's pages, told as `running` tells it."""
+    return _holder(root / WEB_LOCK, root / WEB_OWNER)
+
+
+def _holder(lock: Path, owner: Path) -> int | None:
     try:
-        handle = os.open(root / LOCK, os.O_RDONLY)
+        handle = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         try:
-            return int((root / OWNER).read_text())
+            return int(owner.read_text())
         except (OSError, ValueError):
             return 0
     finally:

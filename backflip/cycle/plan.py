@@ -83,6 +83,12 @@ class Rate:
     K (K - 1) / 2 pairs, which together weigh as much in the fit as one vote; held-out pairs stay pairs."""
     double_share: float = 0.1
     """Share of pairs that two raters judge, to measure how far raters agree."""
+    repeat_share: float = 0.05
+    """Share of pairs that come back to the same person later, to measure how far people agree with themselves."""
+    votes: int = 0
+    """Votes of people that a round waits for; 0 waits for all that its pairs want. Later ones serve the next fit."""
+    deadline_minutes: float = 0.0
+    """Longest time that a round waits for people's votes, once all its pairs are open; 0 sets no limit."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -91,6 +97,9 @@ class Rate:
         require(fits, "held_out", "0 or more and fewer than pairs (0 where pairs is 0)")
         require(self.pairs_per_prompt >= 1, "pairs_per_prompt", "a whole number of 1 or more")
         require(0 <= self.double_share <= 1, "double_share", "a number from 0 to 1")
+        require(0 <= self.repeat_share <= 1, "repeat_share", "a number from 0 to 1")
+        require(self.votes >= 0, "votes", "a whole number of 0 or more")
+        require(self.deadline_minutes >= 0, "deadline_minutes", "a number of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

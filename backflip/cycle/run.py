@@ -76,7 +76,7 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     prompts = own_prompts(here(root, store, plan))
     task = TASKS[plan.task.name]
     utility = task.utility(plan.task.weights or None)
-    crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed)
+    crowd = SimulatedCrowd(plan.raters, utility.weights, plan.seed) if plan.raters.by == "personas" else None
     watcher.say(f"loading {plan.model.name if version == BASE else untouched_model(root, plan)}")
     loaded = load_untouched(root, plan, store, version=version)
     chat = open_chat(loaded)
@@ -94,7 +94,7 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     )
     with store.begin() as tx:
         tx.add_prompts(prompts)
-        tx.add_raters(list(crowd.raters()))
+        tx.add_raters(list(crowd.raters()) if crowd else [])
         if not plan.sft.demonstrations or version == BASE:
             tx.add_model(ModelVersion(id=version, kind="base", round=0, parent=None, path=plan.model.name))
         else:
@@ -113,8 +113,8 @@ def with_plan(tools: Tools, plan: Plan) -> Tools:
     """The same tools for a round whose plan differs from the one before; see `plan_changes`."""
     if plan == tools.plan:
         return tools
-    crowd = tools.crowd
-    if crowd is not None and tools.utility is not None:
+    crowd = None
+    if plan.raters.by == "personas" and tools.utility is not None:
         crowd = SimulatedCrowd(plan.raters, tools.utility.weights, plan.seed)
         with tools.store.begin() as tx:
             tx.add_raters(list(crowd.raters()))

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from math import comb
 from typing import NamedTuple
 
-from backflip.core.errors import Paused
 from backflip.core.records import Judged, Pair, Prompt, Sample, Stream, Vote
 from backflip.core.rng import generator, seed_of
 from backflip.cycle.artefacts import samples_of, save_answers
 from backflip.cycle.fit import require_import
+from backflip.cycle.people import wait_for_people
 from backflip.cycle.plan import Plan
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.raters.pairs import random_pairs
@@ -118,19 +118,14 @@ def prompts_asked(plan: Plan, pool: int, stream: str) -> int:
 
 
 def rate(number: int, tools: Tools) -> Outcome:
-    """Ask machine raters about every pair still open. Raises: Paused while people have pairs to judge."""
+    """Ask machine raters about every pair still open; wait for people where they rate. Raises: Paused."""
     waiting = [pair for pair, _ in tools.store.wanting(number)]
     if waiting and tools.crowd is not None:
         begun = {p.ranking for p in waiting if p.ranking}
         waiting = [p for p in tools.store.pairs(round=number) if p.ranking in begun or p in waiting]
         ids = [i for p in waiting for i in (p.sample_a, p.sample_b)]
         ask_machines(tools, waiting, tools.store.samples_by_id(ids))
-        waiting = [pair for pair, _ in tools.store.wanting(number)]
-    if waiting:
-        raise Paused(
-            f"Round {number} waits for people: {len(waiting)} pairs are still to be judged.\n"
-            "Start again with the same command once they have answered."
-        )
+    wait_for_people(number, tools)
     return Outcome()
 
 

@@ -42,8 +42,10 @@ class Persona:
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """Who rates when no people do. By default six raters who see everything and err in 15% of votes."""
+    """Who rates: people, or by default six simulated raters who see everything and err in 15% of votes."""
 
+    by: Literal["personas", "people"] = "personas"
+    """"people" leaves every vote to the people who are invited with `backflip rate`; the personas then stay silent."""
     personas: tuple[Persona, ...] = (Persona(),)
     """The kinds of raters; write one [[raters.personas]] table for each."""
 
