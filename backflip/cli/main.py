@@ -18,6 +18,7 @@ from backflip.cli.export import export
 from backflip.cli.forget import forget
 from backflip.cli.import_ import import_
 from backflip.cli.init import init
+from backflip.cli.rate import rate
 from backflip.cli.report import report
 from backflip.cli.run import run
 from backflip.cli.start import STOP, stopped
@@ -37,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, init, doctor, run, status, report, compare, chat, forget):
+for command in (demo, init, doctor, run, rate, status, report, compare, chat, forget):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")

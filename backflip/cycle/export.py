@@ -121,7 +121,7 @@ def export_data(run: RunPath, out: RunPath | None = None, kind: Format = "jsonl"
     def write(part: Path) -> None:
         part.mkdir(parents=True)
         for name, rows in (("preferences", preferences), ("samples", samples)):
-            _write(part / f"{name}.{kind}", rows, kind)
+            write_table(part / f"{name}.{kind}", rows, kind)
         (part / "README.md").write_text(card, encoding="utf-8")
 
     write_whole(folder, write)
@@ -198,7 +198,9 @@ def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in (*prompt.history, ("user", prompt.text))]
 
 
-def _write(path: Path, rows: Sequence[Row], kind: Format) -> None:
+def write_table(path: Path, rows: Sequence[Row], kind: Format) -> None:
+    """Write rows as a file; halves of characters, which a model may answer, are replaced. Raises: DataError."""
+    rows = [{key: _whole(value) for key, value in row.items()} for row in rows]
     if kind == "jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return
@@ -214,6 +216,15 @@ def _write(path: Path, rows: Sequence[Row], kind: Format) -> None:
     if any(isinstance(row["prompt"], list) for row in rows):  # a column holds values of one type
         rows = [row | {"prompt": _as_messages(row["prompt"])} for row in rows]
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def _whole(value: Any) -> Any:
+    """Text as UTF-8 can hold it; anything else as it is."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return {key: _whole(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _as_messages(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:

@@ -162,6 +162,7 @@ def _postgres(where: str, busy_s: float) -> Database:
     def prepare(connection: Any, _record: object) -> None:
         connection.autocommit = True
         connection.execute(f"SET lock_timeout = {max(1, round(busy_s * 1000))}")
+        connection.execute("SET synchronous_commit = on")  # what is acknowledged is on the disk
         connection.autocommit = False
 
     label = sa.URL.create("postgresql", host=url.host, port=url.port, database=url.database)

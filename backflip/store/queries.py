@@ -166,6 +166,11 @@ class Store:
             undone, query = undone.where(undo.c.seq <= upto), query.where(thumbs.c.seq <= upto)
         return self._records(ThumbVote, query.where(~undone.exists()).order_by(thumbs.c.seq))
 
+    def pair(self, id: str) -> Pair | None:
+        """The pair with this id; None when there is none."""
+        found = self._records(Pair, having(pairs, id=id))
+        return found[0] if found else None
+
     def count_pairs(self) -> int:
         """How many pairs there are."""
         [row] = self._rows(sa.select(sa.func.count().label("n")).select_from(pairs))

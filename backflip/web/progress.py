@@ -1,0 +1,142 @@
+"""The API of the progress page: where the run is, its curves, who votes, and the answers behind a point."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from backflip.core.records import Metric, Sample
+from backflip.cycle.overview import STEPS, running
+from backflip.cycle.people import waiting
+from backflip.stats.agreement import pair_agreement
+from backflip.web.answers import Told
+from backflip.web.security import Session, who
+from backflip.web.served import Served, turns
+from backflip.web.votes import served
+
+router = APIRouter(prefix="/api", default_response_class=Told)
+Step = Literal["monitor", "final", "optimise"]
+
+CURVES: dict[str, dict[str, tuple[str, ...]]] = {
+    **{
+        split: {
+            "proxy": (f"{split}/proxy",),
+            "kl": (f"{split}/kl",),
+            "win_rate": ("people/win_rate", f"{split}/win_rate") if split == "monitor" else (f"{split}/win_rate",),
+            "gold": (f"{split}/utility",),
+        }
+        for split in ("monitor", "final")
+    },
+    "optimise": {"proxy": ("objective/scores",), "kl": ("objective/kl",), "win_rate": (), "gold": ("gold/utility",)},
+}
+"""What each curve shows, by the metrics it is read from; the first that is there counts."""
+MOST_SAMPLES = 50
+
+
+@router.get("/progress")
+def progress(request: Request, session: Annotated[Session, Depends(who)]) -> Told:
+    """Where the run is, live."""
+    run = served(request)
+    store = run.store
+    votes = store.votes()
+    names = {r.id: r.name for r in store.raters()}
+    counted = Counter(v.rater_id for v in votes)
+    pairs = {p.id: p.round for p in store.pairs()}
+    by_round, votes_by_round = Counter(pairs.values()), Counter(pairs[v.pair_id] for v in votes)
+    rounds = [
+        {
+            "round": n,
+            "steps": [s for s in STEPS if s in store.steps_done(n)],
+            "pairs": by_round[n],
+            "votes": votes_by_round[n],
+        }
+        for n in store.rounds()
+    ]
+    state, waits_for = _state(run, rounds)
+    return Told(
+        {
+            "rounds": rounds,
+            "curves": list(_curves(store.metrics())),
+            "votes": [{"rater": r, "name": names.get(r, r), "count": n} for r, n in counted.most_common()],
+            "agreement": _agreement(run),
+            "state": state,
+            "waits_for": waits_for,
+        }
+    )
+
+
+def _state(run: Served, rounds: list[dict[str, Any]]) -> tuple[str, str]:
+    """One word for what the run does, and a sentence for what it waits for."""
+    newest = rounds[-1] if rounds else None
+    if newest and newest["round"] >= run.plan.rounds and "measure" in newest["steps"]:
+        return "done", ""
+    if running(run.root) is None:
+        return "paused", f"Nobody carries the run: carry it on with backflip run --dir {run.root.name}."
+    if newest and "sample" in newest["steps"] and "rate" not in newest["steps"]:
+        now = waiting(run.store, newest["round"], run.plan.rate)
+        missing = now.wanted - now.cast
+        if missing > 0:
+            return "waiting", f"Round {newest['round']} waits for {missing} more vote{'s' * (missing != 1)}."
+    return "running", ""
+
+
+def _curves(metrics: Iterable[Metric]) -> Iterable[dict[str, Any]]:
+    points: dict[tuple[int, str, int], dict[str, Metric]] = {}
+    for m in metrics:
+        for step in CURVES:
+            of_step = m.step == ("optimise" if step == "optimise" else "measure")
+            if of_step and any(m.name in names for names in CURVES[step].values()):
+                points.setdefault((m.round, step, m.tick), {})[m.name] = m
+    for (round, step, tick), found in sorted(points.items()):
+        point: dict[str, Any] = {"round": round, "step": step, "tick": tick}
+        for what, names in CURVES[step].items():
+            metric = next((found[name] for name in names if name in found), None)
+            if what == "gold" and metric is None:
+                continue
+            point[what] = _finite(metric.value) if metric else None
+            point[f"{what}_low"] = _finite(metric.low) if metric else None
+            point[f"{what}_high"] = _finite(metric.high) if metric else None
+        yield point
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
+
+
+def _agreement(run: Served) -> dict[str, Any] | None:
+    """How often two raters say the same; None while fewer than two pairs have two."""
+    votes = [v for v in run.store.votes() if v.verdict is not None]
+    judged = Counter(v.pair_id for v in votes)
+    twice = [v for v in votes if judged[v.pair_id] > 1]
+    if sum(n > 1 for n in judged.values()) < 2:
+        return None
+    found = pair_agreement(
+        [v.pair_id for v in twice], [v.rater_id for v in twice], [v.verdict or "" for v in twice], run.plan.seed
+    )
+    share = found.share
+    return {"value": share.value, "low": _finite(share.low), "high": _finite(share.high), "pairs": found.pairs}
+
+
+@router.get("/samples")
+def samples(
+    request: Request,
+    session: Annotated[Session, Depends(who)],
+    round: Annotated[int, Query(ge=0, le=100_000)],
+    step: Step = "monitor",
+    tick: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+) -> Told:
+    """The answers behind a point of a curve: those of the policy that the point is about, or begins with."""
+    run = served(request)
+    prompts = {p.id: p for p in run.store.prompts()}
+    told = [
+        {"sample": s.id, "policy": s.policy, "prompt": turns(prompts[s.prompt_id]), "text": s.text}
+        for s in _behind(run, round, step)[:MOST_SAMPLES]
+    ]
+    return Told({"samples": told})
+
+
+def _behind(run: Served, round: int, step: Step) -> list[Sample]:
+    if step == "optimise":  # a step's own answers are not kept: those that the round began with
+        return run.store.samples(round=round, purpose="rate")
+    return run.store.samples(purpose=step, policy=f"policy-r{round}")
