@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from backflip.cli.terminal import AsJson, RunFolder, err, print_json, run_folder
+from backflip.cli.terminal import AsJson, RunFolder, print_json, run_folder
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; any but this machine's needs --behind-proxy.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
@@ -40,7 +40,6 @@ def rate(
             typer.echo("\n".join(_lines(root, address, link)))
 
     serve(root, settings, fresh_link=owner_link, tell=tell)
-    err("stopped serving; every vote that was acknowledged is stored")
 
 
 def _lines(root: Path, address: str, link: str | None) -> list[str]:

@@ -1,11 +1,13 @@
 """`backflip run`: carry a run to its end, from wherever it stopped."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backflip.cli.pages import served_beside
 from backflip.cli.progress import watching
 from backflip.cli.report import report_end
 from backflip.cli.start import CARRIES_ON
@@ -24,6 +26,9 @@ PromptFile = Annotated[
     Path | None, typer.Option("--prompts", help='Your own prompts: a JSONL file of {"prompt": ...} lines.')
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
+People = Annotated[
+    bool, typer.Option("--people", help="People rate: serve the run's pages too, until Ctrl-C; see `backflip rate`.")
+]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of sample, rate, fit, optimise, measure.")]
 
 
@@ -34,17 +39,21 @@ def run(
     dir: Folder = None,
     seed: Seed = None,
     rounds: Rounds = None,
+    people: People = False,
     as_json: AsJson = False,
 ) -> None:
     """Carry a plan to its end, from wherever it stopped, and write the report.
 
     Options win over the plan. With neither plan nor options, the run in --dir is carried on, or else the newest.
     """
-    changes = {"model": model, "prompts": prompts, "seed": seed, "rounds": rounds}
+    changes = {"model": model, "prompts": prompts, "seed": seed, "rounds": rounds, "people": people or None}
     with watching() as watcher:
         root = _start(plan, dir, {key: value for key, value in changes.items() if value is not None})
-        carry_on(root, watcher)
-    report_end(root, as_json=as_json)
+        with served_beside(root, watcher) if people else nullcontext() as pages:
+            carry_on(root, watcher)
+            report_end(root, as_json=as_json)
+            if pages:
+                pages.stay()
 
 
 def carry_on(root: Path, watcher: Any) -> None:
@@ -82,6 +91,8 @@ def changed_plan(plan: "Plan", changes: dict[str, Any]) -> "Plan":
             plan = replace(plan, model=replace(plan.model, name=_kept(name)))
         if prompts := changes.get("prompts"):
             plan = replace(plan, task=replace(plan.task, prompts=_kept(prompts)))
+        if "people" in changes:
+            plan = replace(plan, raters=replace(plan.raters, by="people"))
         return replace(plan, **{key: changes[key] for key in ("seed", "rounds") if key in changes})
     except Unfit as e:
         raise ConfigError(f"--{e.key} does not fit.\nIt must be {e.fits}.") from None

@@ -168,7 +168,7 @@ def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: 
             weight=weight[v.pair_id],
         )
         for v in sorted(votes, key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
-        if v.verdict is not None
+        if v.verdict is not None and pairs[v.pair_id].sample_a in index and pairs[v.pair_id].sample_b in index
     ]
     return Table(np.stack(features), prompt, feedback)
 

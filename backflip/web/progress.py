@@ -84,9 +84,9 @@ def _state(run: Served, rounds: list[dict[str, Any]]) -> tuple[str, str]:
 def _curves(metrics: Iterable[Metric]) -> Iterable[dict[str, Any]]:
     points: dict[tuple[int, str, int], dict[str, Metric]] = {}
     for m in metrics:
-        for step in CURVES:
+        for step, shown in CURVES.items():
             of_step = m.step == ("optimise" if step == "optimise" else "measure")
-            if of_step and any(m.name in names for names in CURVES[step].values()):
+            if of_step and any(m.name in names for names in shown.values()):
                 points.setdefault((m.round, step, m.tick), {})[m.name] = m
     for (round, step, tick), found in sorted(points.items()):
         point: dict[str, Any] = {"round": round, "step": step, "tick": tick}
