@@ -167,6 +167,7 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
             weight[pair.id],
         )
         for v in votes
+        if v.verdict is not None
         for pair in [pairs[v.pair_id]]
     ]
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Literal
 
-from backflip.core.records import Judged, Metric, Prompt, Purpose, Sample
+from backflip.core.records import Judged, Metric, Prompt, Sample
 from backflip.core.rng import generator
 from backflip.report.data import (
     Attribute,
@@ -127,13 +127,12 @@ def _mapping(note: str | None) -> dict[str, object]:
 
 def _comparisons(
     figures: _Figures,
-    split: Purpose,
+    split: Literal["monitor", "final"],
     weights: Mapping[str, object],
     samples: Sequence[Sample],
     prompts: Mapping[str, Prompt],
 ) -> tuple[Comparison, ...]:
     """One per round that measured this split, in order."""
-    assert split != "rate"
     there = [s for s in samples if s.purpose == split and s.policy not in OTHERS]
     answered = [{s.prompt_id for s in there if (s.policy == REFERENCE) == r} for r in (0, 1)]
     out = []

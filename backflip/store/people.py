@@ -58,6 +58,12 @@ class People:
         found = self._records(Login, query)
         return found[0] if found else None
 
+    def name_of(self, rater_id: str) -> str:
+        """A rater's name; empty for an unknown one."""
+        with self._database.read() as connection:
+            name = connection.execute(sa.select(raters.c.name).where(raters.c.id == rater_id)).scalar()
+        return "" if name is None else str(name)
+
     def logins(self) -> list[Login]:
         """Every login ever made, oldest first."""
         return self._records(Login, sa.select(logins).order_by(logins.c.at, logins.c.token_hash))

@@ -183,7 +183,7 @@ class Tx:
         counter = sa.select(counters.c.value).where(counters.c.name == "votes").with_for_update()
         return int(self._connection.execute(counter).scalar_one())
 
-    def _number(self, table: sa.Table, new: Sequence[Vote] | Sequence[ThumbVote], last: int) -> int:
+    def _number(self, table: sa.Table, new: Sequence[B], last: int) -> int:
         """Store ballots under the numbers after `last`; how many they are."""
         rows = [{**_row(ballot), "seq": last + i} for i, ballot in enumerate(new, start=1)]
         if rows:

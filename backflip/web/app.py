@@ -15,7 +15,7 @@ from backflip.cycle.folder import only_server
 from backflip.web import chat, clips, invites, owner, pages, progress, votes, writing
 from backflip.web.answers import Told, tell_errors
 from backflip.web.invites import new_invite
-from backflip.web.security import Attempts, Doorkeeper, Guard, who
+from backflip.web.security import Attempts, Doorkeeper, Guard, visitor
 from backflip.web.served import Served
 from backflip.web.settings import Settings
 
@@ -38,7 +38,7 @@ def create_app(root: Path, *, settings: Settings | None = None) -> FastAPI:
     for part in (votes, writing, progress, owner, invites, chat, clips, pages):
         app.include_router(part.router)
 
-    @app.get("/api/openapi.json", include_in_schema=False, dependencies=[Depends(who)])
+    @app.get("/api/openapi.json", include_in_schema=False, dependencies=[Depends(visitor)])
     def described(request: Request) -> Told:
         """What the API takes, for other front ends."""
         return Told(request.app.openapi())

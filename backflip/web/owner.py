@@ -17,11 +17,12 @@ from backflip.cycle.export import vote_rows, write_table
 from backflip.cycle.forget import forget as forget_in
 from backflip.web.answers import Told
 from backflip.web.invites import new_invite
-from backflip.web.security import Session, owner_only
+from backflip.web.security import Session
+from backflip.web.security import owner as owner_alone
 from backflip.web.votes import served
 
 router = APIRouter(prefix="/api/owner", default_response_class=Told)
-Owner = Annotated[Session, Depends(owner_only)]
+Owner = Annotated[Session, Depends(owner_alone)]
 _SHOWN = 16
 """Digits of an invitation's hash that name it on the page: enough to tell them apart, not to use one."""
 

@@ -11,7 +11,7 @@ from backflip.cycle.overview import STEPS, running
 from backflip.cycle.people import waiting
 from backflip.stats.agreement import pair_agreement
 from backflip.web.answers import Told
-from backflip.web.security import Session, who
+from backflip.web.security import Session, visitor
 from backflip.web.served import Served, turns
 from backflip.web.votes import served
 
@@ -35,7 +35,7 @@ MOST_SAMPLES = 50
 
 
 @router.get("/progress")
-def progress(request: Request, session: Annotated[Session, Depends(who)]) -> Told:
+def progress(request: Request, session: Annotated[Session, Depends(visitor)]) -> Told:
     """Where the run is, live."""
     run = served(request)
     store = run.store
@@ -121,7 +121,7 @@ def _agreement(run: Served) -> dict[str, Any] | None:
 @router.get("/samples")
 def samples(
     request: Request,
-    session: Annotated[Session, Depends(who)],
+    session: Annotated[Session, Depends(visitor)],
     round: Annotated[int, Query(ge=0, le=100_000)],
     step: Step = "monitor",
     tick: Annotated[int, Query(ge=0, le=10_000_000)] = 0,

@@ -25,7 +25,7 @@ class _News(NamedTuple):
 
     pairs: list[Pair] | None
     votes: list[Vote]
-    count: int
+    pair_count: int
     forgotten: str | None
     guidelines: Guidelines | None
 
@@ -113,7 +113,7 @@ class Served:
         for vote in news.votes:
             self.desk.note(vote)
             self._seen = max(self._seen, vote.seq or 0)
-        self._count = news.count
+        self._count = news.pair_count
 
 
 def turns(prompt: Prompt) -> list[dict[str, str]]:

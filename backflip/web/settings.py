@@ -29,7 +29,7 @@ class Settings:
             raise ConfigError(
                 f"The pages would be open to the network on {self.host} by plain HTTP.\n"
                 "Whoever listens there could read cookies and votes, so such requests are refused.\n"
-                "Put a proxy that ends TLS in front and add --behind-proxy --name NAME: see docs/people.md."
+                "Put a proxy that ends TLS in front and add --behind-proxy --name NAME: see docs/serving.md."
             )
         if self.behind_proxy and not self.names:
             raise ConfigError(

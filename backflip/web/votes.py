@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from backflip.core.errors import DataError
 from backflip.core.records import Choice, Flag, Pair, Vote
 from backflip.web.answers import Told
-from backflip.web.security import Session, csrf_checked, who
+from backflip.web.security import Session, sender, visitor
 from backflip.web.served import Served
 from backflip.web.serving import Asked, on_screen
 
@@ -55,7 +55,7 @@ class Harm(BaseModel):
 
 
 @router.get("/me")
-def me(session: Annotated[Session, Depends(who)]) -> Told:
+def me(session: Annotated[Session, Depends(visitor)]) -> Told:
     """Who I am, and the token that every POST must bear as X-CSRF-Token."""
     return Told({"name": session.name, "role": session.role, "rater": session.rater_id, "csrf": session.csrf})
 
@@ -63,11 +63,12 @@ def me(session: Annotated[Session, Depends(who)]) -> Told:
 @router.get("/pairs")
 async def pairs(
     request: Request,
+    session: Annotated[Session, Depends(visitor)],
     count: Annotated[int, Query(ge=1, le=16)] = 4,
     after: Annotated[str, Query(max_length=8000)] = "",
 ) -> Told:
     """The next pairs to judge; `after` names those already at hand. Each is kept for you for some minutes."""
-    session, run = who(request), served(request)
+    run = served(request)
     desk = await run.fresh()
     asked = desk.next_pairs(session.rater_id, count, set(after.split(",")) - {""})
     samples = await run.shown([a.pair for a in asked])
@@ -104,9 +105,9 @@ def nothing_to_do(run: Served) -> str:
 
 
 @router.post("/votes", status_code=201)
-async def vote(ballot: Ballot, request: Request) -> Told:
+async def vote(ballot: Ballot, request: Request, session: Annotated[Session, Depends(sender)]) -> Told:
     """Store a vote. It is answered once it is on the disk: 201, or 200 when its key is known already."""
-    session, run = csrf_checked(request), served(request)
+    run = served(request)
     pair, shown = await _judged(run, ballot, session)
     cast = Vote(
         key=ballot.key,
@@ -158,9 +159,9 @@ def _choice(said: Literal["left", "right", "tie", "skip", "bad"], shown: Literal
 
 
 @router.post("/votes/{key}/retract", status_code=201)
-async def retract(key: str, undo: Undo, request: Request) -> Told:
+async def retract(key: str, undo: Undo, request: Request, session: Annotated[Session, Depends(sender)]) -> Told:
     """Take a vote of one's own back; the pair may then be judged again."""
-    session, run = csrf_checked(request), served(request)
+    run = served(request)
     target = await asyncio.to_thread(run.store.vote, key)
     if target is None or target.rater_id != session.rater_id or target.choice == "retract":
         raise HTTPException(404, "You have cast no such vote.")
@@ -179,7 +180,7 @@ async def retract(key: str, undo: Undo, request: Request) -> Told:
 
 
 @router.post("/flags", status_code=201)
-def flag(harm: Harm, request: Request, session: Annotated[Session, Depends(csrf_checked)]) -> Told:
+def flag(harm: Harm, request: Request, session: Annotated[Session, Depends(sender)]) -> Told:
     """Call an answer harmful."""
     store = served(request).store
     try:

@@ -10,7 +10,7 @@ from backflip.core.records import Demonstration, Pair, Prompt, Vote
 from backflip.core.rng import seed_of
 from backflip.raters.rankings import choices
 from backflip.web.answers import Told
-from backflip.web.security import Session, csrf_checked, who
+from backflip.web.security import Session, sender, visitor
 from backflip.web.served import Served, turns
 from backflip.web.serving import ids_of
 from backflip.web.votes import CHAT, Id, Key, Latency, nothing_to_do, put, served
@@ -41,11 +41,12 @@ class Written(BaseModel):
 @router.get("/rankings")
 async def rankings(
     request: Request,
+    session: Annotated[Session, Depends(visitor)],
     count: Annotated[int, Query(ge=1, le=8)] = 2,
     after: Annotated[str, Query(max_length=8000)] = "",
 ) -> Told:
     """The next rankings: answers to one prompt, to be put in order."""
-    session, run = who(request), served(request)
+    run = served(request)
     desk = await run.fresh()
     found = desk.next_rankings(session.rater_id, count, set(after.split(",")) - {""})
     samples = await run.samples(i for pairs in found for i in ids_of(pairs))
@@ -61,9 +62,9 @@ async def rankings(
 
 
 @router.post("/rankings", status_code=201)
-async def rank(given: Order, request: Request) -> Told:
+async def rank(given: Order, request: Request, session: Annotated[Session, Depends(sender)]) -> Told:
     """Store an order as the votes on its pairs, once they are on the disk."""
-    session, run = csrf_checked(request), served(request)
+    run = served(request)
     pairs = (await run.fresh()).rankings.get(given.ranking)
     if pairs is None:
         raise HTTPException(404, "There is no such ranking.")
@@ -101,7 +102,7 @@ def _side(place: dict[str, int], pair: Pair) -> Literal["ab", "ba"]:
 @router.get("/demonstration")
 def demonstration(
     request: Request,
-    session: Annotated[Session, Depends(who)],
+    session: Annotated[Session, Depends(visitor)],
     after: Annotated[str, Query(max_length=400)] = "",
 ) -> Told:
     """A prompt that one may answer oneself; `after` is one that one would rather not."""
@@ -117,7 +118,7 @@ def demonstration(
 
 
 @router.post("/demonstrations", status_code=201)
-def demonstrate(given: Written, request: Request, session: Annotated[Session, Depends(csrf_checked)]) -> Told:
+def demonstrate(given: Written, request: Request, session: Annotated[Session, Depends(sender)]) -> Told:
     """Store the answer that one would have wanted."""
     run = served(request)
     if given.prompt not in {p.id for p in own_prompts(run)}:

@@ -29,12 +29,12 @@ def people_run(root: Path, model: Path, **rate: object) -> Path:
 @contextmanager
 def run_beside(root: Path) -> Iterator[threading.Thread]:
     """The run in a thread of its own, its pages said to be served."""
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
 
     def work() -> None:
         try:
             run_rounds(root)
-        except BaseException as e:
+        except Exception as e:  # noqa: BLE001
             failed.append(e)
 
     thread = threading.Thread(target=work)

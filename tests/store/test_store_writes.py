@@ -78,7 +78,7 @@ def test_a_refused_call_leaves_the_rest_of_its_transaction_whole(voted: Store, b
         lambda tx, s: tx.add_pairs([replace(s.pairs()[0], id="new", sample_a="none")]),
         lambda tx, s: tx.add_pairs([replace(s.pairs()[0], id="new", sample_b="s1")]),
         lambda tx, s: tx.add_pairs([replace(s.pairs()[0], id="new", probability=0.0)]),
-        lambda tx, s: tx.add_pairs([replace(s.pairs()[0], id="new", raters_wanted=0)]),
+        lambda tx, s: tx.add_pairs([replace(s.pairs()[0], id="new", raters_wanted=-1)]),
         lambda tx, s: tx.add_prompts([replace(s.prompts()[0], id="new", split="test")]),
         lambda tx, s: tx.mark_done(2, "fit", 1.0),
         lambda tx, s: tx.set_watermark(2),

@@ -1,0 +1,120 @@
+"""Let 500 simulated raters vote at once while training keeps every core busy: how long do they wait, is a vote lost?
+
+A real server on loopback in a process of its own; each rater thinks 1 to 3 s, keeps the next pairs at hand as the page
+does, and sends a vote again under the same key until it is acknowledged. Beside them, another process multiplies
+matrices on every core, at the priority at which `backflip run --people` trains. First a minute of load; then the server
+is killed (SIGKILL) 50 times under the same load and started again. SQLite, and PostgreSQL too when --postgresql names
+an empty database. `--quick`: 60 raters, 10 s, 3 kills.
+"""
+
+import argparse
+import asyncio
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import numpy as np  # noqa: E402
+from table import Row, part, raw_file, relative, write_results  # noqa: E402
+from voters import Server, lost_and_doubled, run_with_pairs, vote_together  # noqa: E402
+
+from backflip.cli.pages import TRAINS_AT  # noqa: E402
+
+COMMAND = "python bench/rating_load.py"
+THINK_S = (1.0, 3.0)
+TEXT = "An answer about as long as those that people are asked to compare, which is some fifty words or so. " * 3
+BUSY = """
+import os, sys, torch
+os.nice(int(sys.argv[1]))
+torch.set_num_threads(os.cpu_count())
+a = torch.randn(1500, 1500)
+print("busy", flush=True)
+while True:
+    a = (a @ a).tanh()
+"""
+
+
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Something that trains meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY, str(TRAINS_AT)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"busy\n"
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def measure(database: str, raters: int, seconds: float, kills: int) -> dict[str, Any]:
+    """Vote under load, then under kills."""
+    pairs = round(raters * seconds) + raters * 12 * (kills + 4)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, busy_cores():
+        root = run_with_pairs(Path(folder) / "run", pairs, text=TEXT, database=database)
+        with Server(root) as server:
+            calm = asyncio.run(vote_together(server, raters, think_s=THINK_S, seconds=seconds))
+            killed = asyncio.run(vote_together(server, raters, think_s=THINK_S, seconds=2.0, kills=kills, seed=1))
+        lost, doubled = lost_and_doubled(root, [*calm.acknowledged, *killed.acknowledged])
+        for name, times in (("vote", calm.vote_s), ("pairs", calm.pairs_s)):
+            for share in (50, 99):
+                found[f"p{share}_{name}_ms"] = 1000 * float(np.percentile(times, share))
+    return found | {
+        "votes_per_s": len(calm.acknowledged) / seconds,
+        "errors": sum(calm.errors.values()) + sum(killed.errors.values()),
+        "which_errors": dict((calm.errors + killed.errors).most_common(20)),
+        "acknowledged": [len(calm.acknowledged), len(killed.acknowledged)],
+        "lost": lost,
+        "doubled": doubled,
+    }
+
+
+def rows_of(store: str, found: dict[str, Any], kills: int, more: dict[str, str]) -> list[Row]:
+    """What is claimed of one store."""
+    figures = [
+        ("votes per second", found["votes_per_s"], "votes / s", ""),
+        ("p50 vote ms", found["p50_vote_ms"], "ms", ""),
+        ("p99 vote ms", found["p99_vote_ms"], "ms", "<= 1000"),
+        ("p99 next pairs ms", found["p99_pairs_ms"], "ms", "<= 1000"),
+        ("errors", found["errors"], "outside kills", "== 0"),
+        (f"acknowledged votes lost after {kills} kills", found["lost"], "votes", "== 0"),
+        ("votes doubled", found["doubled"], "votes", "== 0"),
+    ]
+    return [
+        Row(claim=f"{store}: {claim}", value=value, unit=unit, bar=bar, **more) for claim, value, unit, bar in figures
+    ]
+
+
+def main() -> None:
+    """Measure, write the results, print them."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("--quick", action="store_true", help="60 raters, 10 s, 3 kills: about a minute")
+    options.add_argument("--postgresql", default="", help="URL of an empty database, to be measured too")
+    given = options.parse_args()
+    raters, seconds, kills = (60, 10.0, 3) if given.quick else (500, 60.0, 50)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
+    settings = {"raters": raters, "seconds": seconds, "kills": kills, "think_s": THINK_S, "nice": TRAINS_AT}
+    stores = {"SQLite": ""} | ({"PostgreSQL": given.postgresql} if given.postgresql else {})
+    rows: list[Row] = []
+    for store, database in stores.items():
+        work = partial(measure, database, raters, seconds, kills)
+        found = part("rating_load", store, given.quick, settings | {"cores": os.cpu_count()}, work)
+        raw = relative(raw_file("rating_load", store, given.quick))
+        more = {"command": COMMAND + (" --quick" if given.quick else ""), "raw": raw}
+        rows += rows_of(store, found, kills, more)
+    write_results("rating_load", rows, given.quick, [0])
+
+
+if __name__ == "__main__":
+    main()
