@@ -58,13 +58,13 @@ def busy_cores() -> Iterator[None]:
 
 def measure(database: str, raters: int, seconds: float, kills: int) -> dict[str, Any]:
     """Vote under load, then under kills."""
-    pairs = round(raters * seconds) + raters * 12 * (kills + 4)
+    pairs = round(raters * (seconds + 2 * kills))  # at most: a rater votes every second
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, busy_cores():
         root = run_with_pairs(Path(folder) / "run", pairs, text=TEXT, database=database)
         with Server(root) as server:
             calm = asyncio.run(vote_together(server, raters, think_s=THINK_S, seconds=seconds))
-            killed = asyncio.run(vote_together(server, raters, think_s=THINK_S, seconds=2.0, kills=kills, seed=1))
+            killed = asyncio.run(vote_together(server, raters, think_s=THINK_S, seconds=1.0, kills=kills, seed=1))
         lost, doubled = lost_and_doubled(root, [*calm.acknowledged, *killed.acknowledged])
         for name, times in (("vote", calm.vote_s), ("pairs", calm.pairs_s)):
             for share in (50, 99):

@@ -102,6 +102,7 @@ class Server:
         while not document.endswith("}\n"):
             line = self._process.stdout.readline()
             if not line:
+                self.kill()
                 raise RuntimeError(f"the server ended:\n{self.log.read_text()[-4000:]}")
             document += line
         self.told = json.loads(document)
@@ -185,7 +186,7 @@ class Tally:
 
 
 async def rate_until(
-    stop: asyncio.Event, browser: Browser, tally: Tally, think_s: tuple[float, float], seed: int
+    stop: asyncio.Event, browser: Browser, tally: Tally, think_s: tuple[float, float], seed: list[int]
 ) -> None:
     """Judge pair after pair, the next ones always at hand, each vote sent until it is acknowledged."""
     chance = np.random.default_rng(seed)
@@ -245,8 +246,8 @@ async def vote_together(
     paths = links(server.root, raters)
     for at in range(0, raters, 20):
         await asyncio.gather(*(b.join(p) for b, p in zip(browsers[at : at + 20], paths[at : at + 20], strict=True)))
-    tasks = [asyncio.create_task(rate_until(stop, b, tally, think_s, seed + n)) for n, b in enumerate(browsers)]
-    chance = np.random.default_rng([seed, kills])
+    tasks = [asyncio.create_task(rate_until(stop, b, tally, think_s, [seed, n])) for n, b in enumerate(browsers)]
+    chance = np.random.default_rng([seed, raters, kills])
     for _ in range(kills):
         await asyncio.sleep(chance.uniform(0.2, 1.8) * seconds)
         tally.killing = True

@@ -52,6 +52,11 @@ class People:
             )
             return login
 
+    def invited(self, token_hash: str) -> str:
+        """The name on an invitation; empty for an unknown one."""
+        found = self._records(Invite, having(invites, token_hash=token_hash))
+        return found[0].name if found else ""
+
     def login(self, token_hash: str) -> Login | None:
         """The login with this token, when it is there and not revoked."""
         query = having(logins, token_hash=token_hash).where(logins.c.revoked_at.is_(None))

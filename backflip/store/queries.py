@@ -75,6 +75,16 @@ class Store:
         """All prompts, or those of one split."""
         return self._records(Prompt, having(prompts, split=split).order_by(prompts.c.place))
 
+    def prompts_by_id(self, ids: Iterable[str]) -> dict[str, Prompt]:
+        """The prompts with these ids; one that is not stored is left out."""
+        with self._database.read() as connection:
+            rows = [
+                row
+                for chunk in chunks(sorted(set(ids)))
+                for row in connection.execute(sa.select(prompts).where(prompts.c.id.in_(chunk)))
+            ]
+        return {row.id: as_record(Prompt, row) for row in rows}
+
     def raters(self) -> list[Rater]:
         """Everybody who may vote."""
         return self._records(Rater, sa.select(raters).order_by(raters.c.place))

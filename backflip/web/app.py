@@ -4,12 +4,12 @@ import hashlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 
-from backflip import __version__
 from backflip.core.errors import ConfigError
 from backflip.cycle.folder import only_server
 from backflip.web import chat, clips, invites, owner, pages, progress, votes, writing
@@ -28,8 +28,8 @@ def create_app(root: Path, *, settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     run = Served(root, settings.lease_s)
     app = FastAPI(
-        title="Backflip", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan,
-        default_response_class=Told,
+        title="Backflip", version=version("backflip"), docs_url=None, redoc_url=None, openapi_url=None,
+        lifespan=_lifespan, default_response_class=Told,
     )  # fmt: skip
     app.state.run, app.state.settings, app.state.attempts = run, settings, Attempts()
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
@@ -67,6 +67,7 @@ def serve(root: Path, settings: Settings, *, fresh_link: bool, tell: Callable[[s
         store = app.state.run.store
         known = any(login.role == "owner" and login.revoked_at is None for login in store.people.logins())
         link = None if known and not fresh_link else settings.link(new_invite(store, "owner", "owner"), port)
+        app.state.run.load()
         server = uvicorn.Server(
             uvicorn.Config(
                 app, log_level="warning", access_log=False, server_header=False, proxy_headers=False,

@@ -7,6 +7,7 @@ for many votes is what lets a slow disk keep up with hundreds of people.
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import final
@@ -16,6 +17,8 @@ from backflip.core.records import Vote
 from backflip.store import Store
 
 MOST_AT_ONCE = 256
+GATHER_S = 0.02
+"""While votes come together, how long the next ones are waited for before they are cast; one alone never waits."""
 _Waiting = tuple[Sequence[Vote], "Future[bool]"]
 
 
@@ -48,12 +51,14 @@ class BallotBox:
         self._thread.join()
 
     def _work(self) -> None:
-        open_still = True
+        open_still, together = True, False
         while open_still:
             waiting = [self._queue.get()]
+            if together:
+                time.sleep(GATHER_S)
             while len(waiting) < MOST_AT_ONCE and not self._queue.empty():
                 waiting.append(self._queue.get())
-            open_still = None not in waiting
+            open_still, together = None not in waiting, len(waiting) > 1
             if ballots := [w for w in waiting if w is not None]:
                 self._cast(ballots)
 

@@ -34,7 +34,7 @@ def join(token: str, request: Request) -> Response:
     store, settings = request.app.state.run.store, request.app.state.settings
     secret = secrets.token_urlsafe(32)
     digest = hashed(token)
-    name = next((i.name for i in store.people.invites() if i.token_hash == digest), "")
+    name = store.people.invited(digest)
     login = store.people.join(digest, Rater(id=_id_for(name), kind="person", name=name), hashed(secret), time.time())
     if login is None:
         attempts.fail(address)

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from backflip.core.records import Metric, Sample
 from backflip.cycle.overview import STEPS, running
 from backflip.cycle.people import waiting
-from backflip.stats.agreement import pair_agreement
 from backflip.web.answers import Told
 from backflip.web.security import Session, visitor
 from backflip.web.served import Served, turns
@@ -111,6 +110,8 @@ def _agreement(run: Served) -> dict[str, Any] | None:
     twice = [v for v in votes if judged[v.pair_id] > 1]
     if sum(n > 1 for n in judged.values()) < 2:
         return None
+    from backflip.stats.agreement import pair_agreement  # scipy takes long to import
+
     found = pair_agreement(
         [v.pair_id for v in twice], [v.rater_id for v in twice], [v.verdict or "" for v in twice], run.plan.seed
     )

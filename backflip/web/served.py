@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -17,7 +17,17 @@ from backflip.web.serving import Desk, ids_of
 
 REFRESH_S = 1.0
 """How old the picture of the store may be from which pairs are handed out."""
-_MOST_TEXTS = 4000
+_MOST_TEXTS = 2000
+_AT_ONCE = 64
+"""Pairs whose texts are read together."""
+Message = dict[str, str]
+
+
+class Texts(NamedTuple):
+    """What the API tells of pairs: prompts as messages, and answers, each by its id."""
+
+    prompts: dict[str, list[Message]]
+    samples: dict[str, dict[str, Any]]
 
 
 class _News(NamedTuple):
@@ -41,9 +51,8 @@ class Served:
         self.box = BallotBox(self.store)
         self.guidelines: Guidelines | None = None
         self._lease_s = lease_s
-        self._looking = asyncio.Lock()
-        self._prompts: dict[str, Prompt] = {}
-        self._samples: dict[str, dict[str, Any]] = {}
+        self._looking, self._reading = asyncio.Lock(), asyncio.Lock()
+        self._texts: dict[str, tuple[list[Message], dict[str, dict[str, Any]]]] = {}
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -51,6 +60,10 @@ class Served:
         self.desk = Desk(self.plan.seed, self.plan.rate, self._lease_s)
         self._seen, self._count, self._forgotten = 0, -1, self.store.note(FORGOTTEN)
         self._at = float("-inf")
+
+    def load(self) -> None:
+        """Look into the store before anybody asks."""
+        self._take(self._look(self._seen, self._count))
 
     def close(self) -> None:
         """Cast what is left, and close the store."""
@@ -69,29 +82,34 @@ class Served:
                         self._take(news)
         return self.desk
 
-    async def shown(self, pairs: list[Pair]) -> dict[str, dict[str, Any]]:
-        """The answers of pairs as the API tells them, by id."""
-        return await self.samples(ids_of(pairs))
+    async def told(self, pairs: Sequence[Pair]) -> Texts:
+        """The answers and prompts of pairs, as the API tells them."""
+        have = {p.id: self._texts[p.id] for p in pairs if p.id in self._texts}
+        if len(have) < len(pairs):
+            async with self._reading:  # whoever waited here may find theirs read together with another's
+                have |= {p.id: self._texts[p.id] for p in pairs if p.id in self._texts}
+                missing = [p for p in pairs if p.id not in have]
+                if missing:
+                    soon = [p for p in self.desk.soon(_AT_ONCE) if p.id not in self._texts]
+                    found = await asyncio.to_thread(self._read, [*missing, *soon])
+                    if len(self._texts) > _MOST_TEXTS:
+                        self._texts.clear()
+                    self._texts |= found
+                    have |= found
+        told = Texts({}, {})
+        for pair in pairs:
+            prompt, samples = have[pair.id]
+            told.prompts[pair.prompt_id] = prompt
+            told.samples.update(samples)
+        return told
 
-    async def samples(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Answers as the API tells them, by id. Raises: DataError for an unknown one."""
-        wanted = list(dict.fromkeys(ids))
-        have = {i: self._samples[i] for i in wanted if i in self._samples}
-        if len(have) < len(wanted):
-            have |= await asyncio.to_thread(self._read, [i for i in wanted if i not in have])
-            if len(self._samples) > _MOST_TEXTS:
-                self._samples.clear()
-            self._samples |= have
-        return have
-
-    async def turns(self, prompt_id: str) -> list[dict[str, str]]:
-        """A prompt as messages."""
-        if prompt_id not in self._prompts:
-            self._prompts = {p.id: p for p in await asyncio.to_thread(self.store.prompts)}
-        return turns(self._prompts[prompt_id])
-
-    def _read(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        return {i: _told(sample, self.root) for i, sample in self.store.samples_by_id(ids).items()}
+    def _read(self, pairs: Sequence[Pair]) -> dict[str, tuple[list[Message], dict[str, dict[str, Any]]]]:
+        samples = self.store.samples_by_id(ids_of(pairs))
+        prompts = self.store.prompts_by_id(p.prompt_id for p in pairs)
+        return {
+            p.id: (turns(prompts[p.prompt_id]), {i: _told(samples[i], self.root) for i in (p.sample_a, p.sample_b)})
+            for p in pairs
+        }
 
     def _look(self, seen: int, count: int) -> _News:
         # votes before pairs: whatever a vote is about is there already
@@ -116,7 +134,7 @@ class Served:
         self._count = news.pair_count
 
 
-def turns(prompt: Prompt) -> list[dict[str, str]]:
+def turns(prompt: Prompt) -> list[Message]:
     """A prompt as messages, what was said before it first."""
     said = [{"role": role, "content": content} for role, content in prompt.history]
     return [*said, {"role": "user", "content": prompt.text}]

@@ -101,6 +101,10 @@ class Desk:
             asked = [*asked[: count - 1], Asked(again, 1, self.shown(again.id, rater, 1))]
         return asked
 
+    def soon(self, count: int) -> list[Pair]:
+        """About `count` of the pairs that are handed out next."""
+        return [self.pairs[name] for _, _, name in self._free[:count]]
+
     def next_rankings(self, rater: str, count: int, held: Collection[str]) -> list[list[Pair]]:
         """Up to `count` rankings for a rater, each as its pairs."""
         now = time.monotonic()

@@ -11,7 +11,7 @@ from backflip.core.errors import DataError
 from backflip.core.records import Choice, Flag, Pair, Vote
 from backflip.web.answers import Told
 from backflip.web.security import Session, sender, visitor
-from backflip.web.served import Served
+from backflip.web.served import Served, Texts
 from backflip.web.serving import Asked, on_screen
 
 router = APIRouter(prefix="/api", default_response_class=Told)
@@ -71,12 +71,12 @@ async def pairs(
     run = served(request)
     desk = await run.fresh()
     asked = desk.next_pairs(session.rater_id, count, set(after.split(",")) - {""})
-    samples = await run.shown([a.pair for a in asked])
+    told = await run.told([a.pair for a in asked])
     done, wanted = desk.progress()
     guide = run.guidelines
     return Told(
         {
-            "pairs": [await _told(run, a, samples) for a in asked],
+            "pairs": [_told(a, told) for a in asked],
             "progress": {"mine": desk.judged_by(session.rater_id), "done": done, "wanted": wanted},
             "guidelines": {"version": guide.version if guide else 0, "text": guide.text if guide else ""},
             "waiting": "" if asked or after else nothing_to_do(run),
@@ -84,15 +84,15 @@ async def pairs(
     )
 
 
-async def _told(run: Served, asked: Asked, samples: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _told(asked: Asked, told: Texts) -> dict[str, Any]:
     left, right = on_screen(asked.pair, asked.shown)
     return {
         "pair": asked.pair.id,
         "shown": asked.shown,
         "repeat": asked.repeat,
-        "prompt": await run.turns(asked.pair.prompt_id),
-        "left": samples[left],
-        "right": samples[right],
+        "prompt": told.prompts[asked.pair.prompt_id],
+        "left": told.samples[left],
+        "right": told.samples[right],
         "strength": True,
     }
 

@@ -49,12 +49,12 @@ async def rankings(
     run = served(request)
     desk = await run.fresh()
     found = desk.next_rankings(session.rater_id, count, set(after.split(",")) - {""})
-    samples = await run.samples(i for pairs in found for i in ids_of(pairs))
+    texts = await run.told([p for pairs in found for p in pairs])
     told = [
         {
             "ranking": pairs[0].ranking,
-            "prompt": await run.turns(pairs[0].prompt_id),
-            "answers": [samples[i] for i in _screen(run, pairs, session)],
+            "prompt": texts.prompts[pairs[0].prompt_id],
+            "answers": [texts.samples[i] for i in _screen(run, pairs, session)],
         }
         for pairs in found
     ]

@@ -33,8 +33,7 @@ def test_the_owners_link_is_told_once_and_works_once(tmp_path: Path) -> None:
     with Server(root) as server:
         assert server.told["address"].startswith("http://127.0.0.1:")
         path = re.sub("^http://[^/]*", "", server.told["owner_link"])
-        browser = Browser(server.port)
-        asyncio.run(browser.join(path))
+        asyncio.run(come_in(server.port, path))
         server.kill(signal.SIGTERM)
         server.start()
         assert server.told["owner_link"] is None
@@ -83,6 +82,13 @@ def test_a_run_and_its_pages_start_and_stop_together(tiny_model: Path, tmp_path:
     assert (serving(root), running(root)) == (None, None)
     assert (root / "report.html").exists()
     assert "Traceback" not in log.read_text()
+
+
+async def come_in(port: int, path: str) -> None:
+    """Open a link, and go."""
+    browser = Browser(port)
+    await browser.join(path)
+    browser.close()
 
 
 async def judge_everything(root: Path, said: str) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HERE, Person
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from person import HERE, Person
 
 from backflip.core.errors import ConfigError
 from backflip.web.invites import new_invite

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from conftest import Person
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
+from person import Person
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from conftest import Person
+from person import Person
 
 from backflip.core.records import Metric
 from backflip.cycle.folder import only_process

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Person
 from fastapi import FastAPI
+from person import Person
 from voters import open_pairs, run_with_pairs
 
 from backflip.core.records import Pair

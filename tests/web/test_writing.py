@@ -5,8 +5,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from conftest import Person
 from fastapi import FastAPI
+from person import Person
 from voters import run_with_pairs
 
 from backflip.core.records import Pair, Prompt, Sample
