@@ -1,7 +1,7 @@
 """Talk to what a run has made: its newest finished policy, an earlier one, or the model it began with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -38,6 +38,13 @@ class Policy:
         """Answer one request; its luck is keyed by (seed, turn). Raises: DataError when `text` is empty or too long."""
         [[answer]] = self.answers([text])
         return answer
+
+    def stream(self, prompt: Prompt, index: int = 0) -> Iterator[str | Answer]:
+        """Answer `index` to a prompt: its text after every token, then the whole. The luck is that of (prompt, index).
+
+        Raises: DataError when the talk is longer than the model reads.
+        """
+        return self.engine.stream(prompt, index, seed=seed_of(self.seed, "chat"), max_tokens=self.max_tokens)
 
     def answers(self, texts: Sequence[str], each: int = 1) -> list[list[Answer]]:
         """`each` answers to every request, a list a request; request i has the luck of turn + i.

@@ -86,6 +86,22 @@ class Engine:
             yield batch
 
     @torch.inference_mode()
+    def stream(self, prompt: Prompt, index: int = 0, *, seed: int, max_tokens: int) -> Iterator[str | Answer]:
+        """Draw answer `index` to one prompt: yield its text after every token, then the answer `sample` would give.
+
+        Raises: as `sample`, at the first text that is asked for.
+        """
+        if self.trunk is None:
+            raise RuntimeError("load a policy before sampling")
+        asked, waiting = _ask([prompt], index + 1, seed, max_tokens, self.chat), deque([index])
+        rows = _Rows(self.trunk, 1, asked, self.chat.stops)
+        while waiting or rows.busy:
+            for number, tokens, logp in rows.advance(waiting, self.temperature):
+                yield self._answer(asked, number, tokens, logp, finite=True)
+            if rows.busy:
+                yield self.chat.decode(rows.tokens[0, : int(rows.at[0])].tolist())
+
+    @torch.inference_mode()
     def _draw_all(self, trunk: Trunk, asked: "_Asked", size: int, finite: bool) -> Iterator[list[Answer]]:
         """Draw every answer, `size` at a time, and yield them in order."""
         total, first, done = len(asked.prompts) * asked.n, 0, dict[int, Answer]()

@@ -65,6 +65,21 @@ def test_an_answer_does_not_depend_on_its_batch(family: str):
     assert len({tuple(a.tokens.tolist()) for a in alone}) > 40
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_answer_that_streams_grows_to_the_one_that_would_be_sampled(family: str):
+    trunk, _ = trunk_of(family)
+    made = engine(trunk, chat(stops=OFTEN[:4]))
+    asked = RAGGED[1]
+    wanted = drawn(made, [asked], 3)[2]
+    *pieces, last = made.stream(asked, 2, seed=5, max_tokens=12)
+
+    assert isinstance(last, Answer)
+    assert (last.tokens.tolist(), last.text, last.index) == (wanted.tokens.tolist(), wanted.text, 2)
+    assert last.logp == pytest.approx(wanted.logp, abs=1e-5)
+    assert len(pieces) == len(wanted.tokens) - 1 > 2
+    assert all(last.text.startswith(piece) for piece in pieces)
+
+
 def test_the_same_seed_gives_the_same_answers_bit_by_bit():
     trunk, _ = trunk_of("llama")
     one, two, other = (drawn(engine(trunk), RAGGED, 4, seed=s) for s in (5, 5, 6))
