@@ -226,9 +226,22 @@ class Feedback:
 
     a: int
     b: int
-    choice: Literal["a", "b", "tie"]
+    choice: Literal["a", "b", "tie", "skip"]
     rater_id: str
     weight: float = 1.0
+    shown: Literal[-1, 0, 1] = 0
+    """1 where a stood first on the screen, -1 where b did, 0 where it is not known."""
+    strength: int = 0
+    """1 to 3, 0 where none was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbed:
+    """What a fit reads of one thumb: the index of a scored answer, and who said what."""
+
+    item: int
+    up: bool
+    rater_id: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,17 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.errors import DataError
-from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Sample, Vote
+from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Purpose, Sample, Thumbed, ThumbVote, Vote
 from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
-from backflip.rewards.fit import Reward, fit_reward, require_preference
+from backflip.rewards.fit import Fitted, Reward, fit_votes, require_preference
 from backflip.rewards.model import emphasis, features_of, load_reward, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
@@ -23,12 +23,24 @@ from backflip.stats.calibration import accuracy, log_loss
 Array = NDArray[np.float64]
 
 
+Features = dict[int, tuple[list[str], Array]]
+"""(sample ids, features (B, F)) by round; 0 holds imported answers, `CHAT` those that were chatted for."""
+CHAT: Final = -1
+READ: Final[tuple[Purpose, ...]] = ("rate", "chat")
+"""What answers that a fit may read were drawn for."""
+
+
 class Table(NamedTuple):
     """Votes of one kind beside the answers they are about: features (B, F), prompt (B,), feedback into them."""
 
     features: Array
     prompt: list[str]
     feedback: list[Feedback]
+    thumbs: list[Thumbed]
+
+    def decided(self) -> "Table":
+        """Without "skip", which says nothing of the answers, and without thumbs."""
+        return self._replace(feedback=[f for f in self.feedback if f.choice != "skip"], thumbs=[])
 
 
 def fit(number: int, tools: Tools) -> Outcome:
@@ -38,17 +50,18 @@ def fit(number: int, tools: Tools) -> Outcome:
     """
     store = tools.store
     require_import(tools)
-    if store.watermark(number) is None:
-        require_preference([v.verdict or v.choice for v in store.votes(stream="fit")])  # a watermark is never moved
+    if store.watermark(number) is None and not store.thumbs():  # a watermark is never moved
+        require_preference([v.verdict or v.choice for v in store.votes(stream="fit")])
     with store.begin() as tx:
         mark = tx.set_watermark(number)
     tools.watcher.begin(f"round {number}: fit the reward", number + 1)
     table = _features(number, tools)
     tools.watcher.advance(number, f"{len(store.votes(upto=mark))} votes")
-    seen = votes_table(tools, table, store.votes(stream="fit", upto=mark))
+    seen = _seen(tools, table, mark)
     reward, path = _fit(number, tools, table, seen)
     tools.watcher.advance()
-    held_out = votes_table(tools, table, store.votes(stream="random", upto=mark))
+    seen = seen.decided()
+    held_out = votes_table(tools, table, store.votes(stream="random", upto=mark)).decided()
     metrics = [
         Metric(round=number, step="fit", tick=0, name=n, value=i.value, low=i.low, high=i.high)
         for n, i in _judge(tools, reward, seen, held_out, mark).items()
@@ -69,7 +82,8 @@ def fit(number: int, tools: Tools) -> Outcome:
 
 def require_import(tools: Tools) -> None:
     """Refuse a round that asks for no votes and has none to fit. Raises: DataError."""
-    if tools.plan.rate.pairs or any(v.choice in ("a", "b") for v in tools.store.votes(stream="fit")):
+    said = (v.choice in ("a", "b") for v in tools.store.votes(stream="fit"))
+    if tools.plan.rate.pairs or any(said) or tools.store.thumbs():
         return
     raise DataError(
         "The plan asks for no votes (rate.pairs = 0), and none were imported that a reward can be fitted on.\n"
@@ -78,13 +92,24 @@ def require_import(tools: Tools) -> None:
     )
 
 
-def _fit(number: int, tools: Tools, table: dict[int, tuple[list[str], Array]], seen: Table) -> tuple[Reward, Path]:
-    """Fit the round's reward and save it; returns it and where it lies."""
+def _seen(tools: Tools, table: Features, mark: int | None) -> Table:
+    """What a fit reads: the votes of its stream and the thumbs up to a watermark."""
+    store = tools.store
+    return votes_table(tools, table, store.votes(stream="fit", upto=mark), store.thumbs(upto=mark))
+
+
+def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
+    """The reward and the raters that the plan's fit makes of these votes."""
     reference = table[1][1]
-    reward = fit_reward(
-        seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit,
-        seed=tools.plan.seed, emphasis=emphasis(reference.shape[1])
+    return fit_votes(
+        seen.features, seen.feedback, seen.prompt, reference, tools.plan.fit, seed=tools.plan.seed,
+        emphasis=emphasis(reference.shape[1]), thumbs=seen.thumbs,
     )  # fmt: skip
+
+
+def _fit(number: int, tools: Tools, table: Features, seen: Table) -> tuple[Reward, Path]:
+    """Fit the round's reward and save it; returns it and where it lies."""
+    reward = learn(tools, table, seen).reward
     path = tools.round_dir(number) / "reward"
     write_whole(path, lambda part: save_reward(reward, part))
     return reward, path
@@ -101,13 +126,13 @@ def reward_of_round(number: int, tools: Tools) -> Reward:
     which = "the same votes" if counted == [len(store.votes(upto=mark))] else "the votes that are left"
     tools.watcher.say(f"round {number}: its reward is missing or damaged, and is fitted anew on {which}")
     table = _features(number, tools)
-    votes = store.votes(stream="fit", upto=mark)
-    return _fit(number, tools, table, votes_table(tools, table, votes))[0]
+    return _fit(number, tools, table, _seen(tools, table, mark))[0]
 
 
-def _features(number: int, tools: Tools) -> dict[int, tuple[list[str], Array]]:
-    """(sample ids, features) of imported answers, under 0, and of those of every round up to `number`."""
-    return {0: features_of_imports(tools)} | {r: features_of_round(tools, r) for r in range(1, number + 1)}
+def _features(number: int, tools: Tools) -> Features:
+    """Features of every answer that a fit of round `number` may read votes on."""
+    apart = {0: features_by_file(tools, "rate"), CHAT: features_by_file(tools, "chat")}
+    return apart | {r: features_of_round(tools, r) for r in range(1, number + 1)}
 
 
 def features_of_round(tools: Tools, number: int) -> tuple[list[str], Array]:
@@ -117,17 +142,18 @@ def features_of_round(tools: Tools, number: int) -> tuple[list[str], Array]:
     return [s.id for s in samples], _kept_features(tools, path, samples)
 
 
-def features_of_imports(tools: Tools) -> tuple[list[str], Array]:
-    """(sample ids, features (B, F)) of imported answers; computed once an import."""
+def features_by_file(tools: Tools, purpose: Literal["rate", "chat"]) -> tuple[list[str], Array]:
+    """(sample ids, features (B, F)) of imported answers ("rate") or those of the chat; computed once a file."""
     artefacts: dict[str, list[Sample]] = {}
-    for s in tools.store.samples(round=0, purpose="rate"):
+    for s in tools.store.samples(round=0 if purpose == "rate" else None, purpose=purpose):
         artefacts.setdefault(s.artefact, []).append(s)
     ids: list[str] = []
     rows: list[Array] = []
     for name, samples in artefacts.items():
-        path = (tools.root / name).with_name("features.safetensors")
+        file = tools.root / name
+        own = "features.safetensors" if purpose == "rate" else f"{file.stem}.features.safetensors"
         ids += [s.id for s in samples]
-        rows += list(_kept_features(tools, path, samples))
+        rows += list(_kept_features(tools, file.with_name(own), samples))
     return ids, np.array(rows)
 
 
@@ -144,12 +170,18 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
     """(B, F) features of stored samples under the untouched model."""
     layer = middle_layer(tools.loaded.trunk.layers)
     answers = load_answers(tools.root, samples)
-    prompts = [tools.prompts[s.prompt_id] for s in samples]
+    known = tools.prompts
+    if any(s.prompt_id not in known for s in samples):  # asked in the chat since the run was opened
+        known = {p.id: p for p in tools.store.prompts()}
+    prompts = [known[s.prompt_id] for s in samples]
     return features_of(tools.reader.read(prompts, answers, layers=(layer,)), tools.chat, prompts, answers)
 
 
-def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: Sequence[Vote]) -> Table:
-    """Decided votes ("skip" left out, "bad" a tie) with the features of the answers they are about."""
+def votes_table(tools: Tools, table: Features, votes: Sequence[Vote], thumbs: Sequence[ThumbVote] = ()) -> Table:
+    """Votes ("bad" a tie) and thumbs with the features of the answers they are about.
+
+    A thumb on an answer that no fit may read, one to a monitor prompt say, is left out.
+    """
     pairs: dict[str, Pair] = {p.id: p for p in tools.store.pairs()}
     weight = vote_weights(pairs.values())
     index: dict[str, int] = {}
@@ -157,20 +189,32 @@ def votes_table(tools: Tools, table: dict[int, tuple[list[str], Array]], votes: 
     for ids, rows in table.values():
         index |= {sample: len(features) + i for i, sample in enumerate(ids)}
         features += list(rows)
-    owner = {s.id: s.prompt_id for s in tools.store.samples(purpose="rate")}
+    owner = {s.id: s.prompt_id for p in READ for s in tools.store.samples(purpose=p)}
     prompt = [owner[sample] for sample in index]
-    feedback = [
-        Feedback(
-            a=index[pairs[v.pair_id].sample_a],
-            b=index[pairs[v.pair_id].sample_b],
-            choice=v.verdict,
-            rater_id=v.rater_id,
-            weight=weight[v.pair_id],
-        )
-        for v in sorted(votes, key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
-        if v.verdict is not None and pairs[v.pair_id].sample_a in index and pairs[v.pair_id].sample_b in index
+    feedback = []
+    for v in sorted(votes, key=lambda v: v.key):  # not by arrival: a resumed run may have cast them in another order
+        pair, choice = pairs[v.pair_id], v.verdict or ("skip" if v.choice == "skip" else None)
+        if choice is not None and pair.sample_a in index and pair.sample_b in index:
+            feedback.append(
+                Feedback(
+                    a=index[pair.sample_a], b=index[pair.sample_b], choice=choice, rater_id=v.rater_id,
+                    weight=weight[pair.id], shown=_shown(v, pair), strength=v.strength or 0,
+                )
+            )  # fmt: skip
+    train = {p.id for p in tools.store.prompts(split="train")}
+    given = [
+        Thumbed(item=index[t.sample_id], up=t.up, rater_id=t.rater_id)
+        for t in sorted(thumbs, key=lambda t: t.key)
+        if t.sample_id in index and owner[t.sample_id] in train
     ]
-    return Table(np.stack(features), prompt, feedback)
+    return Table(np.stack(features), prompt, feedback, given)
+
+
+def _shown(vote: Vote, pair: Pair) -> Literal[-1, 0, 1]:
+    """Which answer stood first, as in `Feedback`; of imported votes it may be a guess, of chats it is no lot."""
+    if pair.round == 0 or pair.id.startswith("chat/"):
+        return 0
+    return 1 if vote.shown == "ab" else -1
 
 
 def vote_weights(pairs: Collection[Pair]) -> dict[str, float]:

@@ -158,9 +158,10 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
     ids = sorted({i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)})
     samples = tools.store.samples_by_id(ids)
     answers = dict(zip(ids, load_answers(tools.root, [samples[i] for i in ids]), strict=True))
+    prompts = {p.id: p for p in tools.store.prompts()} | tools.prompts  # some may have been asked since in the chat
     return [
         rollout.Preference(
-            tools.prompts[pair.prompt_id],
+            prompts[pair.prompt_id],
             answers[pair.sample_a],
             answers[pair.sample_b],
             WINS[v.verdict],

@@ -1,38 +1,42 @@
-"""Fit a linear reward on fixed features to votes: Bradley-Terry with ties, exact and in seconds.
+"""Fit rewards to votes: a linear reward on fixed features, and the raters who cast them, together and in seconds.
 
 The features are standardised on the untouched model's answers, the weights carry a normal prior whose
 strength is chosen by cross-validation over prompts, and the finished reward has mean 0 and standard
 deviation 1 on the untouched model's answers, after every refit, so that a KL coefficient and a critic
-mean the same from round to round.
+mean the same from round to round. What is learned of raters is in `stats.raters`.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from backflip.core.errors import DataError
-from backflip.core.records import Feedback
+from backflip.core.records import Feedback, Thumbed
 from backflip.core.rng import generator
-from backflip.objectives.preference import bradley_terry_loss, encode
 from backflip.rewards.plan import Fit
+from backflip.stats.evidence import Evidence, PairVotes, Thumbs
+from backflip.stats.judgements import CODES
+from backflip.stats.raters import ALIKE, TIES, Pooling, RaterFit, fit_raters
+from backflip.stats.reliability import fit_crowd
 
-__all__ = ["Fit", "Reward", "fit_reward", "require_preference"]
+__all__ = ["Fit", "Fitted", "Reward", "fit_reward", "fit_votes", "require_preference"]
 
 Array = NDArray[np.float64]
-TIE_START = 0.1
-"""Logits; where the search for the tie threshold begins."""
+Mask = NDArray[np.bool_]
 TINY = 1e-6
 """Features that vary less than this among the untouched model's answers keep their own scale."""
+LEAST_CHANCE = 1e-3
+"""No held-out vote is taken to be less likely, so that one tie that nobody foresaw does not decide a prior."""
+QUICK: Final = Pooling(lapse=None)
+"""What a prior is chosen with: without lapses, which cost most of a fit's time."""
 
 
 class Reward(NamedTuple):
     """A fitted linear reward: (features - mean) / scale @ weight + bias.
 
-    Shapes: mean, scale, weight (F,). `tie` is the threshold of a tie in units of reward times `slope`;
+    Shapes: mean, scale, weight (F,). `tie` is the threshold of a tie in logits, that of a usual rater;
     `slope` turns a reward gap into logits, so that P(a beats b) can be read off the normalised reward.
     """
 
@@ -49,6 +53,23 @@ class Reward(NamedTuple):
         return np.asarray((features - self.mean) / self.scale @ self.weight + self.bias)
 
 
+class Fitted(NamedTuple):
+    """A reward and what it was learned from."""
+
+    reward: Reward
+    crowd: RaterFit
+    """Its weights are those of `rows`, in logits of a usual rater."""
+    raters: tuple[str, ...]
+    """Whose number is which."""
+    evidence: Evidence
+    rows: Array
+    """(N, D) the answers that were judged, which the evidence counts by row, in coordinates of their span."""
+    basis: Array
+    """(F, D) those coordinates' axes: standardised features @ basis are rows."""
+    prompt: tuple[str, ...]
+    """(N,) whose answers they are."""
+
+
 def fit_reward(
     features: Array,
     feedback: Sequence[Feedback],
@@ -58,44 +79,69 @@ def fit_reward(
     *,
     seed: int,
     emphasis: Array | None = None,
+    thumbs: Sequence[Thumbed] = (),
 ) -> Reward:
-    """Fit a reward to votes on answers with these features.
+    """The reward of `fit_votes`."""
+    return fit_votes(
+        features, feedback, prompt, reference, config, seed=seed, emphasis=emphasis, thumbs=thumbs
+    ).reward  # fmt: skip
 
-    Shapes: features (B, F), the answers' features that `feedback` indexes; prompt (B,), the prompt of each
+
+def fit_votes(
+    features: Array,
+    feedback: Sequence[Feedback],
+    prompt: Sequence[str],
+    reference: Array,
+    config: Fit,
+    *,
+    seed: int,
+    emphasis: Array | None = None,
+    thumbs: Sequence[Thumbed] = (),
+) -> Fitted:
+    """Fit a reward, and the raters where the plan says so, to votes on answers with these features.
+
+    Shapes: features (B, F), the answers' features that `feedback` and `thumbs` index; prompt (B,), the prompt of each
     answer; reference (R, F), features of the untouched model's answers, which fix mean 0 and std 1;
     emphasis (F,), how strongly each standardised feature counts (None: all alike).
     Raises: DataError when there is no vote to learn from, or every one of them is a tie.
-    Source: Bradley & Terry 1952; ties after Rao & Kupper 1967; normalisation Ziegler et al. 2019
-    (arXiv:1909.08593).
+    Source: Bradley & Terry 1952; ties after Rao & Kupper 1967; raters `stats.raters`; normalisation Ziegler et al.
+    2019 (arXiv:1909.08593).
     """
+    pooling = _pooling(config, feedback, thumbs)
+    if pooling == ALIKE:  # who cannot tell says nothing of the answers
+        feedback = [f for f in feedback if f.choice != "skip"]
     feedback = [f for f in feedback if f.weight > 0]
-    require_preference([f.choice for f in feedback])
+    if not thumbs:
+        require_preference([f.choice for f in feedback])
     mean, std = reference.mean(0), reference.std(0)
     scale = np.where(std > TINY, std, 1.0)  # what never varies there cannot be standardised
     if emphasis is not None:
         scale = scale / emphasis
-    z = (features - mean) / scale
-    gaps = np.stack([z[f.a] - z[f.b] for f in feedback])
-    choice, weight = [f.choice for f in feedback], np.array([f.weight for f in feedback])
-    folds = _folds([prompt[f.a] for f in feedback], config.folds, seed)
-    losses = {p: _held_out_loss(gaps, choice, weight, folds, p) for p in config.prior}
-    best = min(losses, key=lambda p: losses[p])
-    w, tie = _maximise(gaps, choice, weight, best)
-    raw = (reference - mean) / scale @ w
+    raters, used, evidence = _evidence(feedback, thumbs)
+    z = (features[used] - mean) / scale
+    basis = _span(z, evidence)
+    rows, owner = z @ basis, tuple(prompt[i] for i in used)
+    prior = _choose_prior(rows, evidence, owner, config, pooling, seed)
+    learn = fit_raters if pooling == ALIKE else fit_crowd
+    crowd = learn(rows, evidence, pooling, prior=prior)
+    weight = basis @ crowd.weight
+    raw = (reference - mean) / scale @ weight
     slope = float(raw.std()) or 1.0
-    return Reward(mean, scale, w / slope, -float(raw.mean()) / slope, tie, slope, best)
+    tie = float(np.exp(crowd.usual[TIES])) if crowd.has[TIES] else 0.0
+    reward = Reward(mean, scale, weight / slope, -float(raw.mean()) / slope, tie, slope, prior)
+    return Fitted(reward, crowd, raters, evidence, rows, basis, owner)
 
 
 def require_preference(choices: Sequence[str]) -> None:
     """Refuse votes that no reward can be fitted on. Raises: DataError when there is no vote, or only ties."""
-    decided = [c for c in choices if c in ("a", "b", "tie")]
+    decided = [c for c in choices if c in ("a", "b", "tie", "bad")]
     if not decided:
         raise DataError(
             "There are no votes to fit a reward on.\n"
             "Nobody has judged a pair yet, or every vote was a skip or was taken back.\n"
             "Rate some pairs, then start again with the same command."
         )
-    if all(c == "tie" for c in decided):
+    if not any(c in ("a", "b") for c in decided):
         raise DataError(
             f"All {len(decided)} votes are ties: there is no preference to learn from.\n"
             "The answers may be too alike, or the raters' tie width too large.\n"
@@ -103,51 +149,105 @@ def require_preference(choices: Sequence[str]) -> None:
         )
 
 
-def _maximise(gaps: Array, choice: Sequence[str], weight: Array, prior: float) -> tuple[Array, float]:
-    """Weights (F,) and tie threshold of highest posterior, by L-BFGS with a line search.
+def _pooling(config: Fit, feedback: Sequence[Feedback], thumbs: Sequence[Thumbed]) -> Pooling:
+    """How far raters may differ. One alone cannot be told from the reward: only his ties and his lean are his."""
+    if config.raters == "equal":
+        return ALIKE
+    alone = len({f.rater_id for f in feedback} | {t.rater_id for t in thumbs}) < 2
+    return Pooling(sensitivity=0.0, lapse=None) if alone else Pooling()
 
-    With fewer votes than features the search runs in the span of the gaps, where the optimum lies.
-    """
-    basis = np.linalg.qr(gaps.T)[0] if gaps.shape[0] < gaps.shape[1] else np.eye(gaps.shape[1])
-    x = torch.from_numpy(gaps @ basis)
-    codes, trust = encode(choice), torch.from_numpy(weight)
-    tied = "tie" in choice
-    total = float(weight.sum())
 
-    def loss(theta: Array) -> tuple[float, Array]:
-        v = torch.tensor(theta, requires_grad=True)
-        tie = v[-1].exp() if tied else 0.0
-        value = total * bradley_terry_loss(x @ v[:-1], codes, tie, trust).loss + 0.5 * prior * v[:-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        gradient = v.grad if v.grad is not None else torch.zeros_like(v)
-        return float(value.detach()), gradient.numpy()
+def _evidence(
+    feedback: Sequence[Feedback], thumbs: Sequence[Thumbed]
+) -> tuple[tuple[str, ...], NDArray[np.int64], Evidence]:
+    """(raters, numbers of the answers that were judged, what was said of them by their place among these)."""
+    raters = tuple(sorted({f.rater_id for f in feedback} | {t.rater_id for t in thumbs}))
+    number = {r: i for i, r in enumerate(raters)}
+    used = np.unique([i for f in feedback for i in (f.a, f.b)] + [t.item for t in thumbs])
+    place = {int(item): i for i, item in enumerate(used)}
 
-    start = np.concatenate([np.zeros(x.shape[1]), [np.log(TIE_START)]])
-    bounds = [(None, None)] * x.shape[1] + [(-8.0, 3.0)]
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
-    return basis @ found.x[:-1], float(np.exp(found.x[-1])) if tied else 0.0
+    def ints(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.array(values, dtype=np.int64)
+
+    pairs = PairVotes(
+        a=ints([place[f.a] for f in feedback]),
+        b=ints([place[f.b] for f in feedback]),
+        choice=ints([CODES[f.choice] for f in feedback]),
+        rater=ints([number[f.rater_id] for f in feedback]),
+        shown=ints([f.shown for f in feedback]),
+        strength=ints([f.strength for f in feedback]),
+        weight=np.array([f.weight for f in feedback], dtype=np.float64),
+    )
+    up = np.array([t.up for t in thumbs], dtype=bool)
+    given = Thumbs(ints([place[t.item] for t in thumbs]), up, ints([number[t.rater_id] for t in thumbs]))
+    return raters, used, Evidence(len(raters), pairs, given if thumbs else None)
+
+
+def _span(z: Array, evidence: Evidence) -> Array:
+    """(F, D) axes of what the votes are about: the optimum lies there, and the search is as small as the evidence."""
+    pairs = evidence.pairs
+    assert pairs is not None
+    told = z if evidence.thumbs is not None else z[pairs.a] - z[pairs.b]
+    n, f = told.shape
+    return np.asarray(np.linalg.qr(told.T)[0] if n < f else np.eye(f))
+
+
+def _choose_prior(
+    rows: Array, evidence: Evidence, prompt: Sequence[str], config: Fit, pooling: Pooling, seed: int
+) -> float:
+    """The precision whose fits best foretell the votes on prompts that they left out."""
+    if len(config.prior) == 1:
+        return config.prior[0]
+    pairs, thumbs = evidence.pairs, evidence.thumbs
+    assert pairs is not None
+    quick = pooling if pooling == ALIKE else QUICK if pooling == Pooling() else pooling
+    folds = _folds(prompt, config.folds, seed)
+    losses = dict.fromkeys(config.prior, 0.0)
+    for k in np.unique(folds):
+        out = folds[pairs.a] == k
+        kept = without(evidence, out, None if thumbs is None else folds[thumbs.item] == k)
+        if not out.any() or not _teaches(kept):
+            continue
+        fit: RaterFit | None = None
+        for prior in losses:
+            fit = fit_raters(rows, kept, quick, prior=prior, start=fit)
+            losses[prior] -= held_out_logp(fit, rows, pairs, out)
+    return min(losses, key=lambda p: losses[p])
+
+
+def without(evidence: Evidence, pairs_out: Mask, thumbs_out: Mask | None = None) -> Evidence:
+    """The evidence with some votes at weight 0. Shapes: one mask entry a vote on a pair, one a thumb."""
+    pairs, thumbs = evidence.pairs, evidence.thumbs
+    assert pairs is not None
+    assert pairs.weight is not None
+    kept = pairs._replace(weight=np.where(pairs_out, 0.0, pairs.weight))
+    if thumbs is None or thumbs_out is None:
+        return evidence._replace(pairs=kept)
+    return evidence._replace(pairs=kept, thumbs=thumbs._replace(weight=np.where(thumbs_out, 0.0, 1.0)))
+
+
+def _teaches(evidence: Evidence) -> bool:
+    """Whether anything that counts says which answer is better."""
+    pairs, thumbs = evidence.pairs, evidence.thumbs
+    assert pairs is not None
+    assert pairs.weight is not None
+    thumbed = thumbs is not None and (thumbs.weight is None or bool(np.any(thumbs.weight > 0)))
+    return thumbed or bool(np.any((pairs.choice < CODES["tie"]) & (pairs.weight > 0)))
+
+
+def held_out_logp(fit: RaterFit, rows: Array, pairs: PairVotes, out: Mask) -> float:
+    """Weighted log-likelihood, in nats, that a fit gives the votes in `out` (P,)."""
+    assert pairs.weight is not None
+    score = fit.score(rows)
+    gap = score[pairs.a[out]] - score[pairs.b[out]]
+    shown = None if pairs.shown is None else pairs.shown[out]
+    chance = fit.probabilities(gap, pairs.rater[out], shown)[np.arange(len(gap)), pairs.choice[out]]
+    return float(pairs.weight[out] @ np.log(np.maximum(chance, LEAST_CHANCE)))
 
 
 def _folds(prompts: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
-    """(P,) fold of each vote; the votes on one prompt share a fold."""
+    """(N,) fold of each answer; the answers to one prompt share a fold."""
     names = sorted(set(prompts))
     order = generator(seed, "folds").permutation(len(names))
     fold = {name: int(order[i]) % min(count, max(2, len(names))) for i, name in enumerate(names)}
     return np.array([fold[p] for p in prompts])
-
-
-def _held_out_loss(gaps: Array, choice: Sequence[str], weight: Array, folds: NDArray[np.int64], prior: float) -> float:
-    """Mean negative log-likelihood of left-out folds, nats per vote. Ties there count with the fitted threshold."""
-    total, count = 0.0, 0.0
-    for k in np.unique(folds):
-        out = folds == k
-        kept = [c for c, o in zip(choice, out, strict=True) if not o]
-        if out.all() or all(c == "tie" for c in kept):
-            continue
-        w, tie = _maximise(gaps[~out], kept, weight[~out], prior)
-        left = [c for c, o in zip(choice, out, strict=True) if o]
-        loss = bradley_terry_loss(
-            torch.from_numpy(gaps[out] @ w), encode(left), max(tie, 1e-3), torch.from_numpy(weight[out])
-        ).loss
-        total, count = total + float(loss) * float(weight[out].sum()), count + float(weight[out].sum())
-    return total / count if count else 0.0

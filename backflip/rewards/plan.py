@@ -1,6 +1,7 @@
 """What a plan says about fitting rewards. Free of torch, so that a plan is read in no time."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from backflip.core.config import require
 
@@ -9,6 +10,9 @@ from backflip.core.config import require
 class Fit:
     """How a reward is fitted."""
 
+    raters: Literal["pooled", "equal"] = "pooled"
+    """"pooled" learns with the reward how far each rater may be trusted, how readily they call a tie and how much they
+    lean to the answer shown first, each drawn towards what is usual; "equal" counts every rater's votes alike."""
     prior: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0)
     """Strengths of the prior tried in cross-validation; larger means a flatter reward."""
     folds: int = 4

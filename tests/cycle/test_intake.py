@@ -127,13 +127,13 @@ def test_imported_preferences_are_fitted_beside_the_runs_own(
     from backflip.cycle import fit
 
     root, seen = new_run(tmp_path / "run", tiny_model, rounds=1), []
-    real = fit.fit_reward
+    real = fit.fit_votes
 
     def watched(features: np.ndarray, feedback: list[Any], *rest: Any, **more: Any) -> Any:  # type: ignore[type-arg]
         seen.append([f.rater_id for f in feedback])
         return real(features, feedback, *rest, **more)
 
-    monkeypatch.setattr(fit, "fit_reward", watched)
+    monkeypatch.setattr(fit, "fit_votes", watched)
     import_preferences(root, [preference(n, split="train") for n in range(6)], "set")
     run_rounds(root)
 

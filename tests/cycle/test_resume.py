@@ -39,7 +39,7 @@ PLACES = [
     (sample, "save_answers", True, 2),  # answers on the disk, no rows
     (sample, "ask_machines", False, 1),  # pairs open, no votes
     (fit, "save_array", True, 1),
-    (fit, "fit_reward", False, 1),  # the watermark is set
+    (fit, "fit_votes", False, 1),  # the watermark is set
     (fit, "write_whole", True, 1),  # the reward is on the disk, the step not done
     (optimise, "save_checkpoint", False, 2),  # a step's metrics without its checkpoint
     (optimise, "save_checkpoint", True, 2),
@@ -75,7 +75,7 @@ def test_a_finished_run_started_again_does_nothing(
     root = new_run(tmp_path / "run", tiny_model, rounds=1)
     run_rounds(root)
     before = fingerprint(root)
-    for module, name in ((sample, "save_answers"), (fit, "fit_reward"), (optimise, "_climb"), (measure, "answered")):
+    for module, name in ((sample, "save_answers"), (fit, "fit_votes"), (optimise, "_climb"), (measure, "answered")):
         monkeypatch.setattr(module, name, crash_once(getattr(module, name), late=False))
     run_rounds(root)
 
@@ -117,7 +117,7 @@ def test_a_resumed_fit_uses_the_votes_of_its_watermark_and_the_next_fit_the_late
 ) -> None:
     root = new_run(tmp_path / "run", tiny_model)
     with monkeypatch.context() as m:
-        m.setattr(fit, "fit_reward", crash_once(fit.fit_reward, late=False))
+        m.setattr(fit, "fit_votes", crash_once(fit.fit_votes, late=False))
         with pytest.raises(Crash):
             run_rounds(root)
     with open_store(root / "run.db") as store:
@@ -128,13 +128,13 @@ def test_a_resumed_fit_uses_the_votes_of_its_watermark_and_the_next_fit_the_late
             tx.cast([late])
 
     fitted: list[list[str]] = []
-    real = fit.fit_reward
+    real = fit.fit_votes
 
     def watched(features: Any, feedback: Any, *args: Any, **kwargs: Any) -> Any:
         fitted.append([f.rater_id for f in feedback])
         return real(features, feedback, *args, **kwargs)
 
-    monkeypatch.setattr(fit, "fit_reward", watched)
+    monkeypatch.setattr(fit, "fit_votes", watched)
     run_rounds(root)
 
     with open_store(root / "run.db") as store:
@@ -152,7 +152,7 @@ def test_a_vote_cast_while_a_fit_runs_goes_to_the_next_fit(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = new_run(tmp_path / "run", tiny_model)
-    real, fitted = fit.fit_reward, []
+    real, fitted = fit.fit_votes, []
 
     def slow(features: Any, feedback: Any, *args: Any, **kwargs: Any) -> Any:
         fitted.append([f.rater_id for f in feedback])
@@ -163,7 +163,7 @@ def test_a_vote_cast_while_a_fit_runs_goes_to_the_next_fit(
                 tx.cast([Vote(key="x", pair_id=pair.id, rater_id="eve", choice="b", shown="ab", latency_s=1, at=0)])
         return real(features, feedback, *args, **kwargs)
 
-    monkeypatch.setattr(fit, "fit_reward", slow)
+    monkeypatch.setattr(fit, "fit_votes", slow)
     run_rounds(root)
 
     assert [names.count("eve") for names in fitted] == [0, 1]

@@ -44,7 +44,7 @@ def seen(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         for name, step in cycle_round.STEPS.items():
             m.setitem(cycle_round.STEPS, name, _step(watched, name, step))
         m.setattr(Engine, "sample", _sample(watched, Engine.sample))
-        m.setattr(fit, "fit_reward", _fit(watched, fit.fit_reward))
+        m.setattr(fit, "fit_votes", _fit(watched, fit.fit_votes))
         watcher = Silent()
         m.setattr(watcher, "say", watched.said.append)
         run_rounds(watched.root, watcher)
@@ -70,12 +70,12 @@ def _sample(seen: Seen, real: Any) -> Any:
 
 
 def _fit(seen: Seen, real: Any) -> Any:
-    def fit_reward(features: Any, feedback: Any, prompt: Any, *args: Any, **keys: Any) -> Any:
+    def fit_votes(features: Any, feedback: Any, prompt: Any, *args: Any, **keys: Any) -> Any:
         assert all(prompt[f.a] == prompt[f.b] for f in feedback)
         seen.fitted.append([(prompt[f.a], f.rater_id) for f in feedback])
         return real(features, feedback, prompt, *args, **keys)
 
-    return fit_reward
+    return fit_votes
 
 
 @pytest.fixture

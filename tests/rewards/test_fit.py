@@ -1,17 +1,19 @@
 """Fitting a reward to votes: what it recovers, what it refuses, what stays the same after every refit."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 from backflip.core.config import Unfit
 from backflip.core.errors import DataError
-from backflip.core.records import Feedback
+from backflip.core.records import Feedback, Thumbed
+from backflip.objectives.preference import bradley_terry_loss, encode
 from backflip.rewards import fit as module
-from backflip.rewards.fit import Fit, Reward, fit_reward, require_preference
+from backflip.rewards.fit import Fit, Reward, fit_reward, fit_votes, require_preference
+from backflip.stats.evidence import Evidence
+from backflip.stats.raters import POSITION, SENSITIVITY, Pooling, RaterFit
 
 Array = NDArray[np.float64]
 FLAT = Fit(prior=(1e-3,))
@@ -21,8 +23,8 @@ FLAT = Fit(prior=(1e-3,))
 FAIR = Fit(prior=(30.0,))
 
 
-def vote(a: int, b: int, choice: str, weight: float = 1.0) -> Feedback:
-    return Feedback(a=a, b=b, choice=choice, rater_id="r", weight=weight)  # type: ignore[arg-type]
+def vote(a: int, b: int, choice: str, weight: float = 1.0, rater: str = "r", shown: int = 0) -> Feedback:
+    return Feedback(a=a, b=b, choice=choice, rater_id=rater, weight=weight, shown=shown)  # type: ignore[arg-type]
 
 
 def crowd(count: int, tie: float = 0.0, seed: int = 0) -> tuple[Array, list[Feedback], list[str], Array]:
@@ -142,11 +144,12 @@ def test_fewer_votes_than_features_give_the_same_as_searching_all_of_them(monkey
     features = draw.normal(size=(20, 30))
     feedback = [vote(2 * i, 2 * i + 1, "ab"[i % 2]) for i in range(10)]
     prompt = [str(i // 4) for i in range(20)]
-    in_span = fit_reward(features, feedback, prompt, features, Fit(prior=(1.0,)), seed=0)
-    monkeypatch.setattr(module.np.linalg, "qr", lambda x: (np.eye(x.shape[0]), None))
+    in_span = fit_votes(features, feedback, prompt, features, Fit(prior=(1.0,)), seed=0)
+    monkeypatch.setattr(module, "_span", lambda z, _: np.eye(z.shape[1]))
     everywhere = fit_reward(features, feedback, prompt, features, Fit(prior=(1.0,)), seed=0)
 
-    assert_allclose(in_span.weight, everywhere.weight, atol=1e-3)
+    assert in_span.rows.shape == (20, 10)
+    assert_allclose(in_span.reward.weight, everywhere.weight, atol=1e-3)
 
 
 def test_noise_is_answered_with_a_strong_prior_and_clear_votes_with_a_weak_one():
@@ -171,19 +174,21 @@ def test_the_votes_on_one_prompt_share_a_fold():
 
 def test_a_held_out_prompt_is_never_fitted_on(monkeypatch: pytest.MonkeyPatch):
     # Every prompt has its own feature; a weight for a left-out prompt's feature can only come from a leak.
-    seen: list[Sequence[float]] = []
-    real = module._maximise
+    seen: list[int] = []
+    real = module.fit_raters
 
-    def spy(gaps: Array, *rest: object) -> tuple[Array, float]:
-        seen.append(np.abs(gaps).sum(0).tolist())
-        return real(gaps, *rest)  # type: ignore[arg-type]
+    def spy(rows: Array, evidence: Evidence, *rest: object, **keys: object) -> RaterFit:
+        fit = real(rows, evidence, *rest, **keys)  # type: ignore[arg-type]
+        seen.append(int((np.ptp(fit.score(rows).reshape(4, 4), axis=1) < 1e-9).sum()))
+        return fit
 
-    monkeypatch.setattr(module, "_maximise", spy)
+    monkeypatch.setattr(module, "fit_raters", spy)
     features = np.kron(np.eye(4), np.array([[1.0], [0.0], [2.0], [0.0]]))  # 4 prompts, 4 answers each
     feedback = [vote(4 * p + 2 * i, 4 * p + 2 * i + 1, "a" if i else "b") for p in range(4) for i in range(2)]
-    fit_reward(features, feedback, [str(i // 4) for i in range(16)], features, Fit(prior=(1.0,), folds=4), seed=0)
+    config = Fit(prior=(1.0, 2.0), folds=4, raters="equal")
+    fit_reward(features, feedback, [str(i // 4) for i in range(16)], features, config, seed=0)
 
-    assert [sum(x == 0 for x in s) for s in seen] == [1, 1, 1, 1, 0]  # one left out in each fold, none at the end
+    assert seen == [1] * 8 + [0]  # one prompt left out in each fold, at either prior; none at the end
 
 
 def test_a_feature_that_never_varies_does_not_blow_up():
@@ -206,6 +211,99 @@ def test_votes_that_are_all_ties_are_refused():
     ties = [vote(0, 1, "tie")] * 3
     with pytest.raises(DataError, match="All 3 votes are ties"):
         fit_reward(np.ones((2, 1)), ties, ["p", "p"], np.ones((2, 1)), Fit(), seed=0)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.6], ids=["plain Bradley-Terry", "with ties"])
+def test_equal_raters_without_lapses_are_plain_bradley_terry(width: float):
+    # at the maximum of the likelihood with a normal prior of precision 30, every derivative is 0
+    features, feedback, prompt, reference = crowd(300, tie=width)
+    feedback = [vote(f.a, f.b, f.choice, rater=f"r{i % 3}", shown=(-1) ** i) for i, f in enumerate(feedback)]
+    reward = fit_reward(features, feedback, prompt, reference, Fit(prior=(30.0,), raters="equal"), seed=0)
+    weight = torch.tensor(reward.weight * reward.slope, requires_grad=True)
+    tie = torch.tensor(reward.tie, requires_grad=True)
+    z = torch.from_numpy((features - reward.mean) / reward.scale)
+    gap = torch.stack([(z[f.a] - z[f.b]) @ weight for f in feedback])
+    loss = bradley_terry_loss(gap, encode([f.choice for f in feedback]), tie if width else 0.0).loss
+    (300 * loss + 15 * weight.square().sum()).backward()
+
+    assert weight.grad is not None
+    assert float(weight.grad.abs().max()) < 0.02  # of a curvature near 100
+    if width:
+        assert tie.grad is not None
+        assert float(tie.grad.abs()) < 0.02
+
+
+def test_a_rater_who_votes_the_other_way_is_found_and_read_rightly():
+    features, feedback, prompt, reference = crowd(600)
+    other = {"a": "b", "b": "a"}
+    said = [
+        vote(f.a, f.b, other[f.choice] if i % 4 == 0 else f.choice, rater=f"r{i % 4}")  # r0 is against everything
+        for i, f in enumerate(feedback)
+    ]
+    pooled = fit_votes(features, said, prompt, reference, Fit(prior=(3.0,)), seed=0)
+    equal = fit_votes(features, said, prompt, reference, Fit(prior=(3.0,), raters="equal"), seed=0)
+    truth = np.array([1.0, -2.0, 0.0, 0.0])
+
+    def likeness(reward: Reward) -> float:
+        w = reward.weight / reward.scale
+        return float(w @ truth / np.linalg.norm(w) / np.linalg.norm(truth))
+
+    assert pooled.raters == ("r0", "r1", "r2", "r3")
+    assert pooled.crowd.traits[0, SENSITIVITY] < 0 < pooled.crowd.traits[1:, SENSITIVITY].min()
+    assert likeness(pooled.reward) > max(0.99, likeness(equal.reward))
+    np.testing.assert_array_equal(equal.crowd.traits[:, SENSITIVITY], 1.0)
+
+
+def test_a_lean_to_what_is_shown_first_is_the_raters_not_the_rewards():
+    # always the answer shown first, and that is the one with the feature in three of four pairs
+    features = np.array([[1.0], [0.0]] * 40)
+    shown = [-1 if i % 4 == 0 else 1 for i in range(40)]
+    feedback = [vote(2 * i, 2 * i + 1, "a" if s > 0 else "b", shown=s) for i, s in enumerate(shown)]
+    blind = [vote(f.a, f.b, f.choice) for f in feedback]
+    prompt, config = [str(i // 2) for i in range(80)], Fit(prior=(1.0,))
+    reference = np.array([[0.0], [2.0]])
+    wise = fit_votes(features, feedback, prompt, reference, config, seed=0)
+    fooled = fit_reward(features, blind, prompt, reference, config, seed=0)
+
+    assert wise.crowd.usual[POSITION] > 0.5
+    assert abs(raw_weights(wise.reward)[0]) < 0.7 * raw_weights(fooled)[0]
+
+
+def test_one_rater_alone_has_no_sensitivity_of_his_own():
+    fitted_alone = fit_votes(*crowd(60), FAIR, seed=0)
+
+    assert fitted_alone.crowd.traits[0, SENSITIVITY] == 1.0
+    assert module._pooling(Fit(), [vote(0, 1, "a"), vote(0, 1, "b", rater="s")], ()) == Pooling()
+
+
+def test_who_cannot_tell_is_undecided_where_raters_are_learned_and_left_out_where_they_are_equal():
+    features, feedback, prompt, reference = crowd(100)
+    unsure = [vote(f.a, f.b, "skip", rater="s") for f in feedback[:30]]
+    equal, both = Fit(prior=(3.0,), raters="equal"), [*feedback, *unsure]
+
+    assert_allclose(
+        fit_reward(features, both, prompt, reference, equal, seed=0).weight,
+        fit_reward(features, feedback, prompt, reference, equal, seed=0).weight,
+    )
+    learned = fit_votes(features, both, prompt, reference, FAIR, seed=0)
+    assert learned.reward.tie > 0
+    assert learned.crowd.cannot_tell[1] > 0.9
+
+
+def test_thumbs_alone_teach_a_reward_and_add_to_votes():
+    draw = np.random.default_rng(5)
+    features = draw.normal(size=(300, 2))
+    up = draw.random(300) < 1 / (1 + np.exp(1 - 2 * features[:, 0]))  # a thumb asks for more than the mean
+    thumbs = [Thumbed(item=i, up=bool(u), rater_id="r") for i, u in enumerate(up)]
+    prompt = [str(i // 3) for i in range(300)]
+    reward = fit_reward(features, [], prompt, features, Fit(prior=(1.0, 10.0)), seed=0, thumbs=thumbs)
+    against = [vote(i, i + 1, "a" if features[i, 1] > features[i + 1, 1] else "b") for i in range(0, 300, 2)]
+    both = fit_reward(features, against, prompt, features, Fit(prior=(1.0,)), seed=0, thumbs=thumbs)
+
+    assert raw_weights(reward)[0] == pytest.approx(2.0, abs=0.4)
+    assert abs(raw_weights(reward)[1]) < 0.4
+    assert raw_weights(both)[0] > 0.7
+    assert raw_weights(both)[1] > 0.7
 
 
 def test_one_vote_is_enough_to_fit():
