@@ -1,7 +1,9 @@
 """The step `fit`: votes up to a committed watermark become the round's reward."""
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -13,12 +15,13 @@ from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Purpose,
 from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
+from backflip.rewards.ensemble import Ensemble, fit_ensemble, load_ensemble, save_ensemble
 from backflip.rewards.fit import Fitted, Reward, fit_votes, require_preference
 from backflip.rewards.model import emphasis, features_of, load_reward, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
 from backflip.stats.bootstrap import Interval
-from backflip.stats.calibration import accuracy, log_loss
+from backflip.stats.calibration import accuracy, calibration_error, log_loss, reliability_bins
 
 Array = NDArray[np.float64]
 
@@ -66,9 +69,10 @@ def fit(number: int, tools: Tools) -> Outcome:
         Metric(round=number, step="fit", tick=0, name=n, value=i.value, low=i.low, high=i.high)
         for n, i in _judge(tools, reward, seen, held_out, mark).items()
     ]
-    metrics.append(
-        Metric(round=number, step="fit", tick=0, name="votes/count", value=float(len(store.votes(upto=mark))))
-    )
+    counted = {"votes/count": float(len(store.votes(upto=mark)))}
+    if held_out.feedback:
+        counted["reward/heldout_calibration_error"] = _reliability(number, tools, reward, held_out)
+    metrics += [Metric(round=number, step="fit", tick=0, name=n, value=v) for n, v in counted.items()]
     version = ModelVersion(
         id=f"reward-r{number}", kind="reward", round=number, parent=REFERENCE, path=str(path.relative_to(tools.root))
     )
@@ -108,19 +112,31 @@ def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
 
 
 def _fit(number: int, tools: Tools, table: Features, seen: Table) -> tuple[Reward, Path]:
-    """Fit the round's reward and save it; returns it and where it lies."""
-    reward = learn(tools, table, seen).reward
+    """Fit the round's reward and its ensemble and save them; returns the reward and where both lie."""
+    fitted = learn(tools, table, seen)
+    ensemble = fit_ensemble(fitted, table[1][1], tools.plan.fit, seed=tools.plan.seed)
     path = tools.round_dir(number) / "reward"
-    write_whole(path, lambda part: save_reward(reward, part))
-    return reward, path
+
+    def save(part: Path) -> None:
+        save_reward(fitted.reward, part)
+        save_ensemble(ensemble, part)
+
+    write_whole(path, save)
+    return fitted.reward, path
+
+
+def ensemble_of_round(number: int, tools: Tools) -> Ensemble | None:
+    """The members beside the reward of round `number`; None where it was fitted before there were any."""
+    reward_of_round(number, tools)  # makes both anew when one is missing or damaged
+    return load_ensemble(tools.round_dir(number) / "reward")
 
 
 def reward_of_round(number: int, tools: Tools) -> Reward:
     """The reward that round `number` fitted; fitted anew on its votes when its file is missing or damaged."""
-    try:
-        return load_reward(tools.round_dir(number) / "reward")
-    except UNREADABLE:
-        pass
+    folder = tools.round_dir(number) / "reward"
+    with suppress(*UNREADABLE):
+        reward, _ = load_reward(folder), load_ensemble(folder)
+        return reward
     store, mark = tools.store, tools.store.watermark(number)
     counted = [m.value for m in store.metrics(round=number, step="fit", name="votes/count")]
     which = "the same votes" if counted == [len(store.votes(upto=mark))] else "the votes that are left"
@@ -230,6 +246,19 @@ def gaps(reward: Reward, table: Table) -> Array:
     """(P,) predicted reward of a minus that of b, in units of the normalised reward."""
     score = reward.score(table.features)
     return np.array([score[f.a] - score[f.b] for f in table.feedback])
+
+
+def _reliability(number: int, tools: Tools, reward: Reward, held_out: Table) -> float:
+    """Expected calibration error on held-out votes; the bins behind it go to the round's `reliability.json`."""
+    votes = gaps(reward, held_out) * reward.slope, [f.choice for f in held_out.feedback], reward.tie
+    table = {"bins": [b._asdict() for b in reliability_bins(*votes)], "slope": reward.slope, "tie": reward.tie}
+    text = json.dumps(table)
+    write_whole(tools.round_dir(number) / "reliability.json", lambda part: _write(part, text))
+    return calibration_error(*votes)
+
+
+def _write(part: Path, text: str) -> None:
+    part.write_text(text, encoding="utf-8")
 
 
 def _judge(tools: Tools, reward: Reward, seen: Table, held_out: Table, mark: int) -> dict[str, Interval]:

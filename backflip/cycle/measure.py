@@ -12,7 +12,7 @@ from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import UNREADABLE, load_answers, samples_of, save_answers, write_whole
 from backflip.cycle.baselines import against_baselines
-from backflip.cycle.fit import reward_of_round
+from backflip.cycle.fit import ensemble_of_round, reward_of_round
 from backflip.cycle.folder import BASE, REFERENCE
 from backflip.cycle.sample import ask_machines
 from backflip.cycle.tools import Outcome, Tools
@@ -38,6 +38,7 @@ def measure(number: int, tools: Tools) -> Outcome:
         sides = [_side(tools, reward, s) for s in (after, reference)]
         figures = compare(*sides, seed=plan.seed)
         metrics += _metrics(number, {f"{split}/{n}": i for n, i in figures.items()})
+        metrics += _metrics(number, _spreads(number, tools, split, after, reference))
         metrics += _against_others(number, tools, reward, split, sides)
         asked = [tools.prompts[i] for i in dict.fromkeys(s.prompt_id for s in reference)]
         metrics += _metrics(number, against_baselines(tools, split, asked, *sides))
@@ -115,6 +116,18 @@ def load_readings(path: Path) -> dict[str, Array]:
 def _save_npz(path: object, arrays: dict[str, Array]) -> None:
     with open(str(path), "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _spreads(
+    number: int, tools: Tools, split: Purpose, after: Sequence[Sample], before: Sequence[Sample]
+) -> dict[str, Interval]:
+    """How unsure the reward is of the policy's and the untouched model's answers; nothing without an ensemble."""
+    ensemble = ensemble_of_round(number, tools)
+    if ensemble is None or len(ensemble.bias) < 2:
+        return {}
+    sides = {f"{split}/spread": after, f"{split}/spread_reference": before}
+    spread = {name: _table(ensemble.spread(_features(tools, s)), s).mean(1) for name, s in sides.items()}
+    return {name: bootstrap_mean(values, tools.plan.seed) for name, values in spread.items()}
 
 
 def _features(tools: Tools, samples: Sequence[Sample]) -> Array:

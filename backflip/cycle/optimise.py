@@ -12,7 +12,7 @@ import numpy as np
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
-from backflip.cycle.fit import reward_of_round, vote_weights
+from backflip.cycle.fit import ensemble_of_round, reward_of_round, vote_weights
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Outcome, Tools, policy_before
@@ -46,7 +46,7 @@ def optimise(number: int, tools: Tools) -> Outcome:
 def _climb(number: int, tools: Tools, final: Path) -> None:
     """Take the round's remaining steps and save the policy as `final`."""
     plan = tools.plan
-    scorer = RewardModel(reward_of_round(number, tools), tools.reader)
+    scorer = RewardModel(reward_of_round(number, tools), tools.reader, ensemble_of_round(number, tools))
     method = METHODS[plan.optimise.by]
     votes = preferences(number, tools) if method.votes else []
     work = rollout.Tools(tools.engine, tools.reader, scorer, tools.split("train"), votes, policy_before(number))

@@ -7,7 +7,7 @@ from typing import Literal
 from backflip.core.errors import ConfigError
 from backflip.cycle.artefacts import write_whole
 from backflip.cycle.checkpoints import load_policy_state
-from backflip.cycle.fit import reward_of_round
+from backflip.cycle.fit import ensemble_of_round, reward_of_round
 from backflip.cycle.folder import PLAN, RunPath, find_run, run_store
 from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import saved_version
@@ -34,7 +34,7 @@ def publish(number: int, tools: Tools) -> None:
     plan = (tools.root / "plan.toml").read_text(encoding="utf-8")
     votes, base = len(tools.store.votes()), tools.loaded.source
     adapter = tools.policy(f"policy-r{number}").adapter
-    reward = RewardModel(reward_of_round(number, tools), tools.reader)
+    reward = RewardModel(reward_of_round(number, tools), tools.reader, ensemble_of_round(number, tools))
     policy = _policy_makers(tools.loaded, tools.chat, adapter, plan, votes)
     makers: dict[str, Callable[[Path], None]] = {
         "adapter": policy["adapter"],

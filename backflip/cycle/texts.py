@@ -1,6 +1,6 @@
 """A run's reward, asked about plain texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,9 +14,13 @@ from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import require_argument, saved_version
 from backflip.cycle.untouched import untouched_of
 from backflip.models.chat import open_chat
+from backflip.rewards.ensemble import load_ensemble
 from backflip.rewards.model import RewardModel
 from backflip.rewards.model import load_reward as load_head
 from backflip.sampling.score import Reader
+
+Figure = Callable[[Sequence[Prompt], Sequence[Answer]], NDArray[np.float64]]
+"""(B,) numbers of B answers to B prompts."""
 
 
 @final
@@ -35,6 +39,16 @@ class TextScorer:
         Raises: DataError when a request has no tokens, or a pair exceeds the model's context; ConfigError for anything
         but such pairs.
         """
+        return self._read(pairs, self.model.score)
+
+    def spread(self, pairs: Sequence[tuple[str, str | Answer]]) -> NDArray[np.float64]:
+        """(B,) how unsure the reward is of each: the standard deviation over its ensemble, in units of the reward.
+
+        Raises: as `score`.
+        """
+        return self._read(pairs, self.model.spread)
+
+    def _read(self, pairs: Sequence[tuple[str, str | Answer]], figure: Figure) -> NDArray[np.float64]:
         for number, pair in enumerate(pairs):
             what = "(request, answer), the answer a text or an Answer"
             require_argument(f"pairs[{number}]", pair, what, fits=_is_pair(pair))
@@ -43,7 +57,7 @@ class TextScorer:
         ids = {text: f"{n + 1}" for n, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
         prompts = [Prompt(id=ids[text], split="final", text=text) for text, _ in pairs]
         answers = [self._answer(prompt, said) for prompt, (_, said) in zip(prompts, pairs, strict=True)]
-        return self.model.score(prompts, answers)
+        return figure(prompts, answers)
 
     def _answer(self, prompt: Prompt, said: str | Answer) -> Answer:
         chat = self.model.reader.chat
@@ -85,5 +99,5 @@ def load_reward(run: RunPath, version: str | None = None) -> TextScorer:
         loaded.trunk, open_chat(loaded), micro=plan.ppo.micro, temperature=plan.sampling.temperature
     )  # fmt: skip
     with readable(root / saved.path, "Or carry the run on: it fits a reward that it misses anew."):
-        head = load_head(root / saved.path)
-    return TextScorer(saved.id, RewardModel(head, reader))
+        head, ensemble = load_head(root / saved.path), load_ensemble(root / saved.path)
+    return TextScorer(saved.id, RewardModel(head, reader, ensemble))

@@ -46,30 +46,39 @@ class BackflipRewardConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         header: Sequence[int] = (),
         stops: Sequence[int] = (),
         frame: Sequence[int] = (),
+        members: int = 0,
         **kwargs: Any,
     ) -> None:
         """`backbone`: the language model's configuration. `layer`: whose hidden states are averaged.
 
         `header`: the tokens that open an answer in the chat template, empty where there is none.
         `stops`: the tokens that end an answer. `frame`: the tokens the template puts around any request.
+        `members`: rewards fitted besides on resampled prompts, which tell how unsure the reward is.
         """
         self.backbone, self.layer = backbone, layer
-        self.header, self.stops, self.frame = list(header), list(stops), list(frame)
+        self.header, self.stops, self.frame, self.members = list(header), list(stops), list(frame), members
         super().__init__(**{"num_labels": 1} | kwargs)
 
 
 class Head(nn.Module):
     """Standardise, then one linear layer; in float32 whatever the backbone's type."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, members: int = 0) -> None:
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(features), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(features), requires_grad=False)
         self.linear = nn.Linear(features, 1)
+        if members:
+            self.members = nn.Linear(features, members)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, 1) scores of (B, F) features."""
         out: Tensor = self.linear((features - self.mean) / self.scale)
+        return out
+
+    def spread(self, features: Tensor) -> Tensor:
+        """(B,) standard deviation over the members of the scores of (B, F) features."""
+        out: Tensor = self.members((features - self.mean) / self.scale).std(1)
         return out
 
 
@@ -85,7 +94,7 @@ class BackflipRewardModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         inner: Any = AutoConfig.for_model(**(config.backbone or {"model_type": "llama"}))
         self.backbone = AutoModel.from_config(inner)  # type: ignore[no-untyped-call]
-        self.head = Head(2 * int(inner.hidden_size) + TOKEN_FEATURES)
+        self.head = Head(2 * int(inner.hidden_size) + TOKEN_FEATURES, config.members)
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -103,6 +112,21 @@ class BackflipRewardModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         template, up to its first stop token. Padding may stand on either side; its token does not matter.
         Raises: ValueError when an answer cannot be found or has no tokens.
         """
+        return SequenceClassifierOutput(logits=self.head(self.features(input_ids, attention_mask, answer_mask)))
+
+    def spread(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, answer_mask: Tensor | None = None
+    ) -> Tensor:
+        """(B,) how unsure the reward is of each answer: the standard deviation over its ensemble; 0 without one.
+
+        Arguments and errors as in `forward`.
+        """
+        if not self.config.members:
+            return torch.zeros(len(input_ids), device=input_ids.device)
+        return self.head.spread(self.features(input_ids, attention_mask, answer_mask))
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor | None, answer_mask: Tensor | None) -> Tensor:
+        """(B, F) what the head reads; see `forward`."""
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         answer = self.find_answers(input_ids, real) if answer_mask is None else answer_mask.bool() & real
         if not bool(answer.any(1).all()):
@@ -117,8 +141,7 @@ class BackflipRewardModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         middle = out.hidden_states[self.config.layer].float()
         pooled = torch.where(answer[..., None], middle, 0.0).sum(1) / answer.sum(1, keepdim=True)
         figures = torch.tensor(self.figures(input_ids, real, answer), device=final.device)
-        logits = self.head(torch.cat([final, pooled, figures], 1))
-        return SequenceClassifierOutput(logits=logits)
+        return torch.cat([final, pooled, figures], 1)
 
     def figures(self, input_ids: Tensor, real: Tensor, answer: Tensor) -> list[list[float]]:
         """`token_features` of each row; the request is what stands before the answer."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from backflip.core.errors import DataError
 from backflip.core.records import Feedback, Thumbed
 from backflip.core.rng import generator
+from backflip.rewards.calibration import Calibration, calibrate
 from backflip.rewards.plan import Fit
 from backflip.stats.evidence import Evidence, PairVotes, Thumbs
 from backflip.stats.judgements import CODES
@@ -36,8 +37,9 @@ QUICK: Final = Pooling(lapse=None)
 class Reward(NamedTuple):
     """A fitted linear reward: (features - mean) / scale @ weight + bias.
 
-    Shapes: mean, scale, weight (F,). `tie` is the threshold of a tie in logits, that of a usual rater;
-    `slope` turns a reward gap into logits, so that P(a beats b) can be read off the normalised reward.
+    Shapes: mean, scale, weight (F,). `slope` turns a reward gap into logits, so that P(a beats b) can be read off the
+    normalised reward; `tie` is the threshold of a tie in logits. Both are fitted to votes on prompts that were left
+    out, whoever cast them: see `calibration`.
     """
 
     mean: Array
@@ -121,14 +123,14 @@ def fit_votes(
     z = (features[used] - mean) / scale
     basis = _span(z, evidence)
     rows, owner = z @ basis, tuple(prompt[i] for i in used)
-    prior = _choose_prior(rows, evidence, owner, config, pooling, seed)
+    prior, outside = _choose_prior(rows, evidence, owner, config, pooling, seed)
     learn = fit_raters if pooling == ALIKE else fit_crowd
     crowd = learn(rows, evidence, pooling, prior=prior)
     weight = basis @ crowd.weight
     raw = (reference - mean) / scale @ weight
-    slope = float(raw.std()) or 1.0
-    tie = float(np.exp(crowd.usual[TIES])) if crowd.has[TIES] else 0.0
-    reward = Reward(mean, scale, weight / slope, -float(raw.mean()) / slope, tie, slope, prior)
+    std_raw = float(raw.std()) or 1.0
+    sharpness, tie = _calibrate(crowd, evidence, outside)
+    reward = Reward(mean, scale, weight / std_raw, -float(raw.mean()) / std_raw, tie, std_raw * sharpness, prior)
     return Fitted(reward, crowd, raters, evidence, rows, basis, owner)
 
 
@@ -194,25 +196,40 @@ def _span(z: Array, evidence: Evidence) -> Array:
 
 def _choose_prior(
     rows: Array, evidence: Evidence, prompt: Sequence[str], config: Fit, pooling: Pooling, seed: int
-) -> float:
-    """The precision whose fits best foretell the votes on prompts that they left out."""
-    if len(config.prior) == 1:
-        return config.prior[0]
+) -> tuple[float, Array]:
+    """The precision whose fits best foretell the votes on prompts that they left out, and the gaps (P,) they foretold.
+
+    A gap is not finite where no fold left its vote out.
+    """
     pairs, thumbs = evidence.pairs, evidence.thumbs
     assert pairs is not None
-    quick = pooling if pooling == ALIKE else QUICK if pooling == Pooling() else pooling
+    quick = QUICK if pooling == Pooling() else pooling
     folds = _folds(prompt, config.folds, seed)
     losses = dict.fromkeys(config.prior, 0.0)
+    gaps = {prior: np.full(len(pairs.a), np.nan) for prior in losses}
     for k in np.unique(folds):
         out = folds[pairs.a] == k
         kept = without(evidence, out, None if thumbs is None else folds[thumbs.item] == k)
-        if not out.any() or not _teaches(kept):
+        if not out.any() or not teaches(kept):
             continue
         fit: RaterFit | None = None
         for prior in losses:
             fit = fit_raters(rows, kept, quick, prior=prior, start=fit)
+            score = fit.score(rows)
+            gaps[prior][out] = (score[pairs.a] - score[pairs.b])[out]
             losses[prior] -= held_out_logp(fit, rows, pairs, out)
-    return min(losses, key=lambda p: losses[p])
+    best = min(losses, key=lambda p: losses[p])
+    return best, gaps[best]
+
+
+def _calibrate(crowd: RaterFit, evidence: Evidence, outside: Array) -> Calibration:
+    """The temperature and tie width that fit the votes on left-out prompts, by their gaps `outside` (P,)."""
+    pairs = evidence.pairs
+    assert pairs is not None
+    assert pairs.weight is not None
+    known = np.isfinite(outside) & (pairs.choice != CODES["skip"])
+    tie = float(np.exp(crowd.usual[TIES])) if crowd.has[TIES] else 0.0
+    return calibrate(outside[known], pairs.choice[known], pairs.weight[known], tie)
 
 
 def without(evidence: Evidence, pairs_out: Mask, thumbs_out: Mask | None = None) -> Evidence:
@@ -226,7 +243,7 @@ def without(evidence: Evidence, pairs_out: Mask, thumbs_out: Mask | None = None)
     return evidence._replace(pairs=kept, thumbs=thumbs._replace(weight=np.where(thumbs_out, 0.0, 1.0)))
 
 
-def _teaches(evidence: Evidence) -> bool:
+def teaches(evidence: Evidence) -> bool:
     """Whether anything that counts says which answer is better."""
     pairs, thumbs = evidence.pairs, evidence.thumbs
     assert pairs is not None

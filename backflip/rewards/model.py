@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from backflip.core.records import Answer, Prompt
 from backflip.models.chat import Chat
 from backflip.rewards.classifier import TOKEN_FEATURES, token_features
+from backflip.rewards.ensemble import Ensemble
 from backflip.rewards.fit import Reward
 from backflip.sampling.score import Reader, Reading
 
@@ -49,11 +50,22 @@ class RewardModel:
 
     reward: Reward
     reader: Reader
+    ensemble: Ensemble | None = None
+    """Rewards fitted besides on resampled prompts, whose mean is `reward`; None for a reward that has none."""
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
         """(B,) rewards; 0 is the untouched model's mean, 1 its standard deviation."""
+        return self.reward.score(self._features(prompts, answers))
+
+    def spread(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
+        """(B,) how unsure the reward is of each answer: the members' standard deviation, 0 where there are none."""
+        if self.ensemble is None:
+            return np.zeros(len(answers))
+        return self.ensemble.spread(self._features(prompts, answers))
+
+    def _features(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
         reading = self.reader.reference(prompts, answers)
-        return self.reward.score(features_of(reading, self.reader.chat, prompts, answers))
+        return features_of(reading, self.reader.chat, prompts, answers)
 
 
 def save_reward(reward: Reward, folder: Path) -> None:

@@ -17,8 +17,14 @@ class Fit:
     """Strengths of the prior tried in cross-validation; larger means a flatter reward."""
     folds: int = 4
     """Folds of the cross-validation, split by prompt."""
+    members: int = 5
+    """Rewards fitted besides on resampled prompts, to tell how sure the reward is of an answer; 1 fits none."""
+    member_features: float = 1.0
+    """Share of the features, drawn by lot, that each of them sees: less makes them differ more."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         require(len(self.prior) > 0 and min(self.prior) > 0, "prior", "a list of numbers above 0")
         require(self.folds >= 2, "folds", "a whole number of 2 or more")
+        require(self.members >= 1, "members", "a whole number of 1 or more")
+        require(0 < self.member_features <= 1, "member_features", "a number above 0, at most 1")

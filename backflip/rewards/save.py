@@ -14,6 +14,7 @@ from backflip.models.generic import Generic
 from backflip.models.save import model_card
 from backflip.models.trunk import Trunk
 from backflip.rewards import classifier
+from backflip.rewards.ensemble import Ensemble
 from backflip.rewards.fit import Reward
 from backflip.rewards.model import RewardModel
 from backflip.sampling.score import middle_layer
@@ -25,7 +26,8 @@ def save_classifier(
     """Write the untouched trunk with the reward's head, its code, the tokenizer and a card into `folder`.
 
     `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` then gives what
-    `RewardModel.score` gives, as one label. Raises: OSError when the disk is full.
+    `RewardModel.score` gives, as one label, and its `spread` what `RewardModel.spread` gives.
+    Raises: OSError when the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trunk, chat = model.reader.trunk, model.reader.chat
@@ -36,6 +38,7 @@ def save_classifier(
         header=answer_header(chat),
         stops=chat.stops,
         frame=sorted(chat.frame),
+        members=_members(model.ensemble),
         pad_token_id=_pad(chat),
         eos_token_id=chat.tokenizer.eos_token_id,
     )
@@ -46,7 +49,7 @@ def save_classifier(
     config.architectures, config.dtype = ["BackflipRewardModel"], trunk.dtype
     config.save_pretrained(folder)
     shutil.copyfile(code, folder / code.name)
-    save_torch_state_dict(_weights(trunk) | _head(model.reward), folder)
+    save_torch_state_dict(_weights(trunk) | _head(model.reward, model.ensemble), folder)
     tokenizer = copy.deepcopy(chat.tokenizer)
     tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(config.pad_token_id))
     tokenizer.save_pretrained(folder)
@@ -85,12 +88,19 @@ def _weights(trunk: Trunk) -> dict[str, Tensor]:
     return {f"backbone.{k}": t.clone().contiguous() for k, t in state.items()}
 
 
-def _head(reward: Reward) -> dict[str, Tensor]:
-    """The fitted head in float32."""
+def _members(ensemble: Ensemble | None) -> int:
+    """How many members are worth saving: one alone says nothing of how sure the reward is."""
+    return len(ensemble.bias) if ensemble is not None and len(ensemble.bias) > 1 else 0
+
+
+def _head(reward: Reward, ensemble: Ensemble | None) -> dict[str, Tensor]:
+    """The fitted head in float32, with its members where there are some."""
     parts = {
         "mean": torch.as_tensor(reward.mean),
         "scale": torch.as_tensor(reward.scale),
         "linear.weight": torch.as_tensor(reward.weight)[None],
         "linear.bias": torch.tensor([reward.bias]),
     }
+    if ensemble is not None and _members(ensemble):
+        parts |= {"members.weight": torch.as_tensor(ensemble.weight), "members.bias": torch.as_tensor(ensemble.bias)}
     return {f"head.{k}": t.float().contiguous() for k, t in parts.items()}

@@ -6,6 +6,7 @@ Votes of one unit (a prompt) are resampled together when `unit` is given.
 """
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,15 +66,21 @@ def log_loss(
     return bootstrap_mean(-logp, seed, draws, level, unit=unit)
 
 
-def calibration_error(gap: ArrayLike, choice: Sequence[str], tie: float = 0.0, bins: int = 10) -> float:
-    """Expected calibration error: mean distance between how sure the gap is and how often it is right.
+class Bin(NamedTuple):
+    """Votes of which the gap is about equally sure: means over `votes` of them."""
 
-    How sure: P + P(tie) / 2 of the likelier answer, 0.5 to 1, in `bins` bins of equal width; how often right: as in
-    `accuracy`. Biased upwards when bins hold few votes.
+    sure: float
+    """P + P(tie) / 2 of the likelier answer, 0.5 to 1."""
+    right: float
+    """How often it won, a tie counting half."""
+    votes: int
 
-    Shapes: gap, choice (N,); tie >= 0, in logits. Returns a number in [0, 1].
+
+def reliability_bins(gap: ArrayLike, choice: Sequence[str], tie: float = 0.0, bins: int = 10) -> list[Bin]:
+    """How sure the gap is against how often it is right, in `bins` bins of equal width; those without a vote left out.
+
+    Shapes: gap, choice (N,); tie >= 0, in logits.
     Raises: ValueError when there is no vote, for an unknown choice, a negative tie or bins below 1.
-    Source: Guo et al. 2017 (arXiv:1706.04599).
     """
     x, outcome = _votes(gap, choice)
     if len(x) == 0 or not tie >= 0 or bins < 1:
@@ -82,7 +89,21 @@ def calibration_error(gap: ArrayLike, choice: Sequence[str], tie: float = 0.0, b
     sure = 0.5 + 0.5 * (np.exp(-np.logaddexp(0, tie - size)) - np.exp(-np.logaddexp(0, tie + size)))
     hit = 0.5 + 0.5 * np.sign(x) * (2 * outcome - 1)
     place = np.minimum((2 * (sure - 0.5) * bins).astype(np.int64), bins - 1)
-    return float(np.abs(np.bincount(place, weights=sure - hit, minlength=bins)).sum() / len(x))
+    return [
+        Bin(float(sure[place == k].mean()), float(hit[place == k].mean()), int((place == k).sum()))
+        for k in np.unique(place)
+    ]
+
+
+def calibration_error(gap: ArrayLike, choice: Sequence[str], tie: float = 0.0, bins: int = 10) -> float:
+    """Expected calibration error: mean distance between how sure the gap is and how often it is right.
+
+    Over the votes in `reliability_bins`, whose errors it raises. Biased upwards when bins hold few votes.
+    Shapes: gap, choice (N,); tie >= 0, in logits. Returns a number in [0, 1].
+    Source: Guo et al. 2017 (arXiv:1706.04599).
+    """
+    found = reliability_bins(gap, choice, tie, bins)
+    return sum(b.votes * abs(b.sure - b.right) for b in found) / len(choice)
 
 
 def _votes(gap: ArrayLike, choice: Sequence[str]) -> tuple[Floats, Floats]:

@@ -127,12 +127,13 @@ def fit_raters(
     ties: TieModel = "rao-kupper",
     start: RaterFit | None = None,
     spread: Array | None = None,
+    ftol: float = 1e-9,
 ) -> RaterFit:
     """The most probable reward and traits, by L-BFGS with a line search and analytic gradients.
 
     Shapes: features (N, F), one row an item; spread (6,) replaces `pooling`'s deviations where it is given. `prior`
     is the precision of each weight. `start`: an earlier fit of the same features and raters to begin from. For rewards
-    that are fixed, see `gaps_as_features`.
+    that are fixed, see `gaps_as_features`. `ftol`: the search ends when a step gains less, as a share of the posterior.
     Raises: ValueError where shapes or numbers do not fit; DataError when there is nothing to learn from.
     """
     features = np.asarray(features, dtype=np.float64)
@@ -145,7 +146,7 @@ def fit_raters(
         jac=True,
         method="L-BFGS-B",
         bounds=posterior.bounds(),
-        options={"maxiter": 1000, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-5},
+        options={"maxiter": 1000, "maxcor": 20, "ftol": ftol, "gtol": 1e-5},
     )
     return posterior.fit_at(np.asarray(found.x))
 

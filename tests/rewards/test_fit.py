@@ -13,7 +13,7 @@ from backflip.objectives.preference import bradley_terry_loss, encode
 from backflip.rewards import fit as module
 from backflip.rewards.fit import Fit, Reward, fit_reward, fit_votes, require_preference
 from backflip.stats.evidence import Evidence
-from backflip.stats.raters import POSITION, SENSITIVITY, Pooling, RaterFit
+from backflip.stats.raters import POSITION, SENSITIVITY, TIES, Pooling, RaterFit
 
 Array = NDArray[np.float64]
 FLAT = Fit(prior=(1e-3,))
@@ -218,10 +218,10 @@ def test_equal_raters_without_lapses_are_plain_bradley_terry(width: float):
     # at the maximum of the likelihood with a normal prior of precision 30, every derivative is 0
     features, feedback, prompt, reference = crowd(300, tie=width)
     feedback = [vote(f.a, f.b, f.choice, rater=f"r{i % 3}", shown=(-1) ** i) for i, f in enumerate(feedback)]
-    reward = fit_reward(features, feedback, prompt, reference, Fit(prior=(30.0,), raters="equal"), seed=0)
-    weight = torch.tensor(reward.weight * reward.slope, requires_grad=True)
-    tie = torch.tensor(reward.tie, requires_grad=True)
-    z = torch.from_numpy((features - reward.mean) / reward.scale)
+    found = fit_votes(features, feedback, prompt, reference, Fit(prior=(30.0,), raters="equal"), seed=0)
+    weight = torch.tensor(found.basis @ found.crowd.weight, requires_grad=True)
+    tie = torch.tensor(float(np.exp(found.crowd.usual[TIES])), requires_grad=True)
+    z = torch.from_numpy((features - found.reward.mean) / found.reward.scale)
     gap = torch.stack([(z[f.a] - z[f.b]) @ weight for f in feedback])
     loss = bradley_terry_loss(gap, encode([f.choice for f in feedback]), tie if width else 0.0).loss
     (300 * loss + 15 * weight.square().sum()).backward()

@@ -1,5 +1,6 @@
 """A saved reward loads as a Hugging Face sequence classifier and gives the same scores."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny import ANSWERS, ASKED, ASSISTANT, RAGGED, chat, trunk_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, dynamic_module_utils
 
 from backflip.models.chat import Chat
+from backflip.rewards.ensemble import Ensemble
 from backflip.rewards.model import RewardModel
 from backflip.rewards.save import answer_header, save_classifier
 from backflip.sampling.score import Reader
@@ -59,6 +61,27 @@ def test_scores_equal_those_of_the_reward_model(family: str, tmp_path: Path):
     assert logits.shape == (len(SAMPLED), 1)
     assert loaded.config.num_labels == 1
     assert_allclose(logits[:, 0].numpy(), model.score(prompts, answers), atol=1e-3)
+
+
+def test_the_spread_of_the_ensemble_is_saved_too_and_is_0_without_one(tmp_path: Path):
+    model, plain = saved("llama", tmp_path / "plain")
+    weight = np.random.default_rng(0).normal(size=(3, len(model.reward.weight)))
+    ensemble = Ensemble(model.reward.mean, model.reward.scale, weight, np.array([0.5, 0.0, -2.0]))
+    several = replace(model, ensemble=ensemble)
+    save_classifier(several, tmp_path / "r", base="org/model")
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "r", trust_remote_code=True, dtype=torch.float32
+    )
+    prompts, answers = [p for p, _ in SAMPLED], [a for _, a in SAMPLED]
+    ids, real, _ = padded(chat(), SAMPLED)
+    with torch.no_grad():
+        spread, none = loaded.eval().spread(ids, real), plain.spread(ids, real)
+        logits = loaded(ids, attention_mask=real).logits
+
+    assert_allclose(spread.numpy(), several.spread(prompts, answers), atol=1e-3)
+    assert spread.min() > 0
+    assert_allclose(logits[:, 0].numpy(), model.score(prompts, answers), atol=1e-3)
+    assert_allclose(none.numpy(), model.spread(prompts, answers))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
