@@ -19,6 +19,7 @@ from backflip.cli.forget import forget
 from backflip.cli.import_ import import_
 from backflip.cli.init import init
 from backflip.cli.rate import rate
+from backflip.cli.raters import raters
 from backflip.cli.report import report
 from backflip.cli.run import run
 from backflip.cli.start import STOP, stopped
@@ -38,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, init, doctor, run, rate, status, report, compare, chat, forget):
+for command in (demo, init, doctor, run, rate, status, raters, report, compare, chat, forget):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")

@@ -2,48 +2,29 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.errors import DataError
-from backflip.core.records import Feedback, Metric, ModelVersion, Pair, Purpose, Sample, Thumbed, ThumbVote, Vote
+from backflip.core.records import Metric, ModelVersion, Sample
 from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
+from backflip.cycle.votes import CHAT, ROUND_FEATURES, Features, Table, features_file, votes_table
 from backflip.rewards.ensemble import Ensemble, fit_ensemble, load_ensemble, save_ensemble
-from backflip.rewards.fit import Fitted, Reward, fit_votes, require_preference
-from backflip.rewards.model import emphasis, features_of, load_reward, save_reward
+from backflip.rewards.fit import Fitted, Reward, emphasis, fit_votes, require_preference
+from backflip.rewards.model import features_of, load_reward, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
 from backflip.stats.bootstrap import Interval
 from backflip.stats.calibration import accuracy, calibration_error, log_loss, reliability_bins
 
 Array = NDArray[np.float64]
-
-
-Features = dict[int, tuple[list[str], Array]]
-"""(sample ids, features (B, F)) by round; 0 holds imported answers, `CHAT` those that were chatted for."""
-CHAT: Final = -1
-READ: Final[tuple[Purpose, ...]] = ("rate", "chat")
-"""What answers that a fit may read were drawn for."""
-
-
-class Table(NamedTuple):
-    """Votes of one kind beside the answers they are about: features (B, F), prompt (B,), feedback into them."""
-
-    features: Array
-    prompt: list[str]
-    feedback: list[Feedback]
-    thumbs: list[Thumbed]
-
-    def decided(self) -> "Table":
-        """Without "skip", which says nothing of the answers, and without thumbs."""
-        return self._replace(feedback=[f for f in self.feedback if f.choice != "skip"], thumbs=[])
 
 
 def fit(number: int, tools: Tools) -> Outcome:
@@ -64,7 +45,7 @@ def fit(number: int, tools: Tools) -> Outcome:
     reward, path = _fit(number, tools, table, seen)
     tools.watcher.advance()
     seen = seen.decided()
-    held_out = votes_table(tools, table, store.votes(stream="random", upto=mark)).decided()
+    held_out = votes_table(store, table, store.votes(stream="random", upto=mark)).decided()
     metrics = [
         Metric(round=number, step="fit", tick=0, name=n, value=i.value, low=i.low, high=i.high)
         for n, i in _judge(tools, reward, seen, held_out, mark).items()
@@ -99,7 +80,7 @@ def require_import(tools: Tools) -> None:
 def _seen(tools: Tools, table: Features, mark: int | None) -> Table:
     """What a fit reads: the votes of its stream and the thumbs up to a watermark."""
     store = tools.store
-    return votes_table(tools, table, store.votes(stream="fit", upto=mark), store.thumbs(upto=mark))
+    return votes_table(store, table, store.votes(stream="fit", upto=mark), store.thumbs(upto=mark))
 
 
 def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
@@ -154,7 +135,7 @@ def _features(number: int, tools: Tools) -> Features:
 def features_of_round(tools: Tools, number: int) -> tuple[list[str], Array]:
     """(sample ids, features (B, F)) of the answers a round sampled for rating; computed once, then read back."""
     samples = tools.store.samples(round=number, purpose="rate")
-    path = tools.round_dir(number) / "features-rate.safetensors"
+    path = tools.round_dir(number) / ROUND_FEATURES
     return [s.id for s in samples], _kept_features(tools, path, samples)
 
 
@@ -166,10 +147,8 @@ def features_by_file(tools: Tools, purpose: Literal["rate", "chat"]) -> tuple[li
     ids: list[str] = []
     rows: list[Array] = []
     for name, samples in artefacts.items():
-        file = tools.root / name
-        own = "features.safetensors" if purpose == "rate" else f"{file.stem}.features.safetensors"
         ids += [s.id for s in samples]
-        rows += list(_kept_features(tools, file.with_name(own), samples))
+        rows += list(_kept_features(tools, features_file(tools.root / name, purpose), samples))
     return ids, np.array(rows)
 
 
@@ -191,55 +170,6 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
         known = {p.id: p for p in tools.store.prompts()}
     prompts = [known[s.prompt_id] for s in samples]
     return features_of(tools.reader.read(prompts, answers, layers=(layer,)), tools.chat, prompts, answers)
-
-
-def votes_table(tools: Tools, table: Features, votes: Sequence[Vote], thumbs: Sequence[ThumbVote] = ()) -> Table:
-    """Votes ("bad" a tie) and thumbs with the features of the answers they are about.
-
-    A thumb on an answer that no fit may read, one to a monitor prompt say, is left out.
-    """
-    pairs: dict[str, Pair] = {p.id: p for p in tools.store.pairs()}
-    weight = vote_weights(pairs.values())
-    index: dict[str, int] = {}
-    features: list[Array] = []
-    for ids, rows in table.values():
-        index |= {sample: len(features) + i for i, sample in enumerate(ids)}
-        features += list(rows)
-    owner = {s.id: s.prompt_id for p in READ for s in tools.store.samples(purpose=p)}
-    prompt = [owner[sample] for sample in index]
-    feedback = []
-    for v in sorted(votes, key=lambda v: v.key):  # not by arrival: a resumed run may have cast them in another order
-        pair, choice = pairs[v.pair_id], v.verdict or ("skip" if v.choice == "skip" else None)
-        if choice is not None and pair.sample_a in index and pair.sample_b in index:
-            feedback.append(
-                Feedback(
-                    a=index[pair.sample_a], b=index[pair.sample_b], choice=choice, rater_id=v.rater_id,
-                    weight=weight[pair.id], shown=_shown(v, pair), strength=v.strength or 0,
-                )
-            )  # fmt: skip
-    train = {p.id for p in tools.store.prompts(split="train")}
-    given = [
-        Thumbed(item=index[t.sample_id], up=t.up, rater_id=t.rater_id)
-        for t in sorted(thumbs, key=lambda t: t.key)
-        if t.sample_id in index and owner[t.sample_id] in train
-    ]
-    return Table(np.stack(features), prompt, feedback, given)
-
-
-def _shown(vote: Vote, pair: Pair) -> Literal[-1, 0, 1]:
-    """Which answer stood first, as in `Feedback`; of imported votes it may be a guess, of chats it is no lot."""
-    if pair.round == 0 or pair.id.startswith("chat/"):
-        return 0
-    return 1 if vote.shown == "ab" else -1
-
-
-def vote_weights(pairs: Collection[Pair]) -> dict[str, float]:
-    """What a vote on each pair, by its id, weighs.
-
-    The votes that follow from one rater's ranking weigh as much together as one vote (Ouyang et al. 2022, eq. 1).
-    """
-    size = Counter(p.ranking or p.id for p in pairs)
-    return {p.id: 1 / size[p.ranking or p.id] for p in pairs}
 
 
 def gaps(reward: Reward, table: Table) -> Array:

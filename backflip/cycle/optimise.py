@@ -12,10 +12,11 @@ import numpy as np
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
-from backflip.cycle.fit import ensemble_of_round, reward_of_round, vote_weights
+from backflip.cycle.fit import ensemble_of_round, reward_of_round
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Outcome, Tools, policy_before
+from backflip.cycle.votes import vote_weights
 from backflip.measure.soundness import require_sound_start
 from backflip.policies import ppo, rollout
 from backflip.policies.foresight import at_a_time, keep_within_memory, longest_imaginable, need_of_climb

@@ -31,8 +31,8 @@ from backflip.policies.rollout import Preference
 from backflip.policies.rollout import Tools as ClimbTools
 from backflip.policies.sft import fresh_imitator, imitate
 from backflip.policies.state import PolicyState, fresh_state
-from backflip.rewards.fit import Reward, fit_reward
-from backflip.rewards.model import RewardModel, emphasis, features_of
+from backflip.rewards.fit import Reward, emphasis, fit_reward
+from backflip.rewards.model import RewardModel, features_of
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
 

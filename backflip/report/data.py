@@ -156,6 +156,10 @@ class RaterRow:
     compared: int
     """Votes of other raters on the same pairs."""
     agreed: int
+    reliability: Estimate | None = None
+    """How often a decided vote is for the better answer, as learned together with the reward."""
+    without: Estimate | None = None
+    """Change of the reward's accuracy on held-out votes when it is learned without this rater."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from backflip.core.records import Judged, Metric, Prompt, Sample
 from backflip.core.rng import generator
+from backflip.cycle.raters import RaterFigures
 from backflip.report.data import (
     Attribute,
     Baseline,
@@ -60,11 +61,19 @@ class _Figures:
         return None if m is None else Estimate(value=m.value, low=m.low, high=m.high)
 
 
-def gather(store: Store, *, judge: Judge | None = None, kl_target: float | None = None, pairs: int = 20) -> ReportData:
+def gather(
+    store: Store,
+    *,
+    judge: Judge | None = None,
+    kl_target: float | None = None,
+    pairs: int = 20,
+    learned: Sequence[RaterFigures] = (),
+) -> ReportData:
     """Read a run, finished or not.
 
     judge: true utility of single answers, shown beside them; without it the page shows the texts alone.
     kl_target: nats per answer that the leash aims at, when it has a target.
+    learned: what the votes say of the raters (see `cycle.raters`).
     pairs: how many pairs of answers to draw (with the run's seed) for the side-by-side.
     """
     figures = _Figures(store.metrics())
@@ -100,7 +109,7 @@ def gather(store: Store, *, judge: Judge | None = None, kl_target: float | None 
         steps=_steps(figures),
         kl_target=kl_target,
         fits=_fits(figures),
-        raters=rater_rows(raters, votes, store.vote_log()),
+        raters=rater_rows(raters, votes, store.vote_log(), learned),
         side_by_side=_side_by_side(before, after, prompts, judge, seed, pairs),
         side_by_side_split=split,
         lengths=tuple(

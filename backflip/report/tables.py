@@ -164,6 +164,8 @@ def raters(rows: Sequence[RaterRow]) -> Table | None:
             str(r.retracted) if any(x.retracted for x in rows) else NONE,
             percent(r.left),
             f"{percent(r.agreed / r.compared)} of {r.compared}" if r.compared else NONE,
+            _share(r.reliability),
+            _points(r.without),
             duration(r.latency_s),
         )
         for r in rows
@@ -177,6 +179,8 @@ def raters(rows: Sequence[RaterRow]) -> Table | None:
         "taken back",
         "chose the left",
         "agrees with others",
+        "reliability",
+        "reward without, points",
         "typical time",
     )
     return _without_empty(Table(heads=heads, rows=printed))
@@ -283,6 +287,14 @@ def _value(estimate: Estimate | None, digits: int = 2) -> str:
 def _with_span(estimate: Estimate | None, digits: int = 2) -> str:
     span = interval(estimate, digits)
     return f"{_value(estimate, digits)} ({span})" if span else _value(estimate, digits)
+
+
+def _points(change: Estimate | None) -> str:
+    """A change of a share, in points of a hundred."""
+    if change is None:
+        return NONE
+    ends = "" if change.low is None or change.high is None else f" [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
+    return f"{100 * change.value:+.0f}{ends}"
 
 
 def _share(estimate: Estimate | None) -> str:

@@ -6,7 +6,9 @@ from itertools import permutations
 from statistics import fmean, median
 
 from backflip.core.records import Rater, Vote
-from backflip.report.data import RaterRow
+from backflip.cycle.raters import RaterFigures
+from backflip.report.data import Estimate, RaterRow
+from backflip.stats.bootstrap import Interval
 
 VOTERS = {"person": "people", "persona": "simulated raters", "judge": "a language model as judge"}
 
@@ -18,8 +20,14 @@ def judged_by(raters: Sequence[Rater], votes: Iterable[Vote]) -> str:
     return " and ".join(word for kind, word in VOTERS.items() if kind in kinds)
 
 
-def rater_rows(raters: Sequence[Rater], votes: Sequence[Vote], log: Iterable[Vote]) -> tuple[RaterRow, ...]:
-    """One row per rater who voted, most votes first. `votes` are those in force, `log` all ever cast."""
+def rater_rows(
+    raters: Sequence[Rater], votes: Sequence[Vote], log: Iterable[Vote], learned: Sequence[RaterFigures] = ()
+) -> tuple[RaterRow, ...]:
+    """One row per rater who voted, most votes first. `votes` are those in force, `log` all ever cast.
+
+    `learned`: what the votes say of the raters, where enough were cast.
+    """
+    trust = {f.id: f for f in learned}
     retracted = Counter(v.rater_id for v in log if v.choice == "retract")
     of_rater: dict[str, list[Vote]] = defaultdict(list)
     for v in votes:
@@ -30,6 +38,7 @@ def rater_rows(raters: Sequence[Rater], votes: Sequence[Vote], log: Iterable[Vot
         if not (mine := of_rater[r.id]):
             continue
         decided = [v for v in mine if v.choice in ("a", "b")]
+        known = trust.get(r.id)
         rows.append(
             RaterRow(
                 name=r.name,
@@ -42,9 +51,15 @@ def rater_rows(raters: Sequence[Rater], votes: Sequence[Vote], log: Iterable[Vot
                 latency_s=median(v.latency_s for v in mine) if r.kind == "person" else None,
                 compared=compared[r.id],
                 agreed=agreed[r.id],
+                reliability=_estimate(known and known.reliability),
+                without=_estimate(known and known.without and known.without.accuracy_change),
             )
         )
     return tuple(sorted(rows, key=lambda row: (-row.votes, row.name)))
+
+
+def _estimate(found: Interval | None) -> Estimate | None:
+    return None if found is None else Estimate(value=found.value, low=found.low, high=found.high)
 
 
 def _agreement(votes: Iterable[Vote]) -> tuple[Counter[str], Counter[str]]:

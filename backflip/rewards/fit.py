@@ -22,12 +22,16 @@ from backflip.stats.judgements import CODES
 from backflip.stats.raters import ALIKE, TIES, Pooling, RaterFit, fit_raters
 from backflip.stats.reliability import fit_crowd
 
-__all__ = ["Fit", "Fitted", "Reward", "fit_reward", "fit_votes", "require_preference"]
+__all__ = ["Fit", "Fitted", "Reward", "emphasis", "fit_reward", "fit_votes", "require_preference"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 TINY = 1e-6
 """Features that vary less than this among the untouched model's answers keep their own scale."""
+TOKEN_FIGURES = 5
+"""How many features, the last ones, are figures of the tokens themselves: `classifier.TOKEN_FEATURES`."""
+TOKEN_WEIGHT = 5.0
+"""How much a token figure counts beside one hidden unit. Measured: docs/log.md."""
 LEAST_CHANCE = 1e-3
 """No held-out vote is taken to be less likely, so that one tie that nobody foresaw does not decide a prior."""
 QUICK: Final = Pooling(lapse=None)
@@ -132,6 +136,13 @@ def fit_votes(
     sharpness, tie = _calibrate(crowd, evidence, outside)
     reward = Reward(mean, scale, weight / std_raw, -float(raw.mean()) / std_raw, tie, std_raw * sharpness, prior)
     return Fitted(reward, crowd, raters, evidence, rows, basis, owner)
+
+
+def emphasis(features: int) -> Array:
+    """(F,) how strongly each feature counts in a fit: the few token figures more than the many hidden units."""
+    out = np.ones(features)
+    out[-TOKEN_FIGURES:] = TOKEN_WEIGHT
+    return out
 
 
 def require_preference(choices: Sequence[str]) -> None:

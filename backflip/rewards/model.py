@@ -17,16 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from backflip.core.records import Answer, Prompt
 from backflip.models.chat import Chat
-from backflip.rewards.classifier import TOKEN_FEATURES, token_features
+from backflip.rewards.classifier import token_features
 from backflip.rewards.ensemble import Ensemble
 from backflip.rewards.fit import Reward
 from backflip.sampling.score import Reader, Reading
 
 Array = NDArray[np.float64]
-
-
-TOKEN_WEIGHT = 5.0
-"""How much a token figure counts beside one hidden unit. Measured: docs/log.md."""
 
 
 def features_of(reading: Reading, chat: Chat, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
@@ -35,13 +31,6 @@ def features_of(reading: Reading, chat: Chat, prompts: Sequence[Prompt], answers
     tokens = [token_features(asked[p.id], a.tokens.tolist(), chat.frame) for p, a in zip(prompts, answers, strict=True)]
     (pooled,) = reading.pooled.values()
     return np.concatenate([reading.last.double().cpu().numpy(), pooled.double().cpu().numpy(), np.array(tokens)], 1)
-
-
-def emphasis(features: int) -> Array:
-    """(F,) how strongly each feature counts in a fit: the few token figures more than the many hidden units."""
-    out = np.ones(features)
-    out[-TOKEN_FEATURES:] = TOKEN_WEIGHT
-    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,7 +141,7 @@ def self_consistency(
         if _is_judgement(c):
             said[r][p].append(c)
     repeats = {r: [_share(c) for c in own.values() if len(c) > 1] for r, own in said.items()}
-    return {r: _jeffreys(sum(shares), len(shares), level) for r, shares in repeats.items() if shares}
+    return {r: share_of(sum(shares), len(shares), level) for r, shares in repeats.items() if shares}
 
 
 def gold_accuracy(
@@ -160,11 +160,11 @@ def gold_accuracy(
             raise ValueError(f'a known answer is "{g}": it must be one of {", ".join(ORDER)}')
         if _is_judgement(c):
             hits[r].append(_share([g, c]))
-    return {r: _jeffreys(sum(h), len(h), level) for r, h in hits.items()}
+    return {r: share_of(sum(h), len(h), level) for r, h in hits.items()}
 
 
-def _jeffreys(score: float, count: int, level: float) -> Share:
-    """A share with the interval of a beta prior (1/2, 1/2). Source: Brown, Cai & DasGupta 2001."""
+def share_of(score: float, count: int, level: float = 0.95) -> Share:
+    """`score` of `count`, a share, with the interval of a beta prior (1/2, 1/2). Source: Brown, Cai & DasGupta 2001."""
     ends = beta.ppf([(1 - level) / 2, (1 + level) / 2], score + 0.5, count - score + 0.5)
     low = 0.0 if score == 0 else float(ends[0])
     high = 1.0 if score == count else float(ends[1])

@@ -23,8 +23,8 @@ from backflip.policies.methods import METHODS
 from backflip.policies.plan import PPO, Optimise
 from backflip.policies.rollout import Preference, Settings, Tools
 from backflip.policies.state import PolicyState, fresh_state
-from backflip.rewards.fit import Fit, Reward, fit_reward
-from backflip.rewards.model import RewardModel, emphasis, features_of
+from backflip.rewards.fit import Fit, Reward, emphasis, fit_reward
+from backflip.rewards.model import RewardModel, features_of
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader, middle_layer
 

@@ -9,12 +9,13 @@ from tiny_run import new_run
 
 from backflip.core.records import Pair, Prompt, Rater, ThumbVote, Vote
 from backflip.cycle.artefacts import load_answers, samples_of, save_answers
-from backflip.cycle.fit import features_by_file, features_of_round, fit, reward_of_round, votes_table
+from backflip.cycle.fit import features_by_file, features_of_round, fit, reward_of_round
 from backflip.cycle.folder import PLAN
 from backflip.cycle.plan import read_plan
 from backflip.cycle.round import STEPS
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.tools import Silent, Tools
+from backflip.cycle.votes import votes_table
 from backflip.rewards.fit import fit_votes
 from backflip.store import Store, open_store
 
@@ -76,7 +77,7 @@ def test_a_vote_for_neither_is_a_tie_and_one_that_cannot_tell_stays_one(run: Pat
         tools = opened(run, store)
         bad, unsure, sure = store.pairs(round=1, stream="fit")[:3]
         votes = [cast(store, bad, "bad", "1"), cast(store, unsure, "skip", "2"), cast(store, sure, "b", "3", 2)]
-        table = votes_table(tools, {1: features_of_round(tools, 1)}, votes)
+        table = votes_table(store, {1: features_of_round(tools, 1)}, votes)
 
     assert [f.choice for f in table.feedback] == ["tie", "skip", "b"]
     assert [f.strength for f in table.feedback] == [0, 0, 2]

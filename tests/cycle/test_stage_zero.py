@@ -11,7 +11,7 @@ from tiny_run import all_prompts, new_run, save_model
 
 from backflip.core.errors import DataError
 from backflip.cycle import imitate
-from backflip.cycle.fit import features_of_round, votes_table
+from backflip.cycle.fit import features_of_round
 from backflip.cycle.folder import PLAN
 from backflip.cycle.imitate import load_demonstrations
 from backflip.cycle.plan import Rate, Sampling, read_plan
@@ -19,6 +19,7 @@ from backflip.cycle.publish import export_policy
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.talk import load_policy
 from backflip.cycle.tools import Silent
+from backflip.cycle.votes import votes_table
 from backflip.models.chat import open_chat
 from backflip.models.load import load_model
 from backflip.policies.sft import SFT
@@ -157,7 +158,7 @@ def test_a_run_of_rankings_counts_each_order_as_one_vote(tiny_model: Path, tmp_p
     with open_store(root / "run.db") as store:
         tools = open_tools(root, read_plan(root / PLAN), store, Silent())
         pairs, votes = store.pairs(stream="fit"), store.votes(stream="fit")
-        table = votes_table(tools, {1: features_of_round(tools, 1)}, votes)
+        table = votes_table(store, {1: features_of_round(tools, 1)}, votes)
         held_out = store.pairs(stream="random")
 
     rankings = {p.ranking for p in pairs}

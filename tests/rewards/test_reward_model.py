@@ -9,8 +9,8 @@ from tiny import ANSWERS, ASKED, RAGGED, answer, chat, trunk_of
 
 from backflip.core.protocols import Scorer
 from backflip.rewards.classifier import TOKEN_FEATURES, token_features
-from backflip.rewards.fit import Reward
-from backflip.rewards.model import RewardModel, emphasis, features_of, load_reward, save_reward
+from backflip.rewards.fit import Reward, emphasis
+from backflip.rewards.model import RewardModel, features_of, load_reward, save_reward
 from backflip.sampling.score import Reader
 
 
@@ -89,3 +89,7 @@ def test_a_saved_reward_comes_back_bit_by_bit(tmp_path: Path):
     for name in ("mean", "scale", "weight"):
         assert np.array_equal(getattr(reward, name), getattr(back, name))
     assert reward[3:] == back[3:]
+
+
+def test_the_token_figures_that_a_fit_emphasises_are_those_that_are_there():
+    assert emphasis(20).tolist() == [1.0] * (20 - TOKEN_FEATURES) + [5.0] * TOKEN_FEATURES
