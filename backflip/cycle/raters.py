@@ -167,8 +167,8 @@ def _without(fitted: Fitted, rater: int, reference: Array, held_out: Table, seed
         less = fit_raters(fitted.rows, rest, pooling, prior=fitted.reward.prior, start=crowd, spread=crowd.spread)
     except DataError:  # nothing, or nothing but ties
         return None
-    two = [reference @ (fitted.basis @ fit.weight) for fit in (crowd, less)]
-    alike = float(np.corrcoef(*two)[0, 1]) if min(s.std() for s in two) > 0 else 0.0
+    one, other = (reference @ (fitted.basis @ fit.weight) for fit in (crowd, less))
+    alike = float(np.corrcoef(one, other)[0, 1]) if min(one.std(), other.std()) > 0 else 0.0
     change = _right(fitted, less, held_out) - _right(fitted, crowd, held_out)
     return Without(accuracy_change=_mean(change, held_out, seed), correlation=alike)
 

@@ -51,8 +51,8 @@ def rater_rows(
                 latency_s=median(v.latency_s for v in mine) if r.kind == "person" else None,
                 compared=compared[r.id],
                 agreed=agreed[r.id],
-                reliability=_estimate(known and known.reliability),
-                without=_estimate(known and known.without and known.without.accuracy_change),
+                reliability=_estimate(known.reliability if known else None),
+                without=_estimate(known.without.accuracy_change if known and known.without else None),
             )
         )
     return tuple(sorted(rows, key=lambda row: (-row.votes, row.name)))
