@@ -1,8 +1,9 @@
 """The steps `sample` and `rate`: the policy answers, pairs open as answers arrive, raters vote."""
 
+import re
 import time
 from collections.abc import Sequence
-from math import comb
+from math import ceil, comb
 from typing import NamedTuple
 
 from backflip.core.records import Judged, Pair, Prompt, Sample, Stream, Vote
@@ -134,20 +135,31 @@ def ask_machines(tools: Tools, pairs: Sequence[Pair], samples: dict[str, Sample]
     if tools.crowd is None or tools.utility is None or not pairs:
         return
     votes: list[Vote] = []
+
+    def skim(sample: str, unread: float) -> Judged:
+        return judge_sample(tools, samples[sample], unread)
+
     questions: dict[str, list[Pair]] = {}
     for pair in pairs:
         questions.setdefault(pair.ranking or pair.id, []).append(pair)
     for together in questions.values():
-        judged = {i: _judge(tools, samples[i]) for p in together for i in (p.sample_a, p.sample_b)}
+        judged = {i: judge_sample(tools, samples[i]) for p in together for i in (p.sample_a, p.sample_b)}
         if together[0].ranking:
-            votes += tools.crowd.rank(together, judged, at=time.time())
+            votes += tools.crowd.rank(together, judged, at=time.time(), skim=skim)
         else:
             [pair] = together
-            votes += tools.crowd.votes(pair, judged[pair.sample_a], judged[pair.sample_b], at=time.time())
+            a, b = judged[pair.sample_a], judged[pair.sample_b]
+            votes += tools.crowd.votes(pair, a, b, at=time.time(), skim=skim)
     with tools.store.begin() as tx:
         tx.cast(votes)
 
 
-def _judge(tools: Tools, sample: Sample) -> Judged:
+def judge_sample(tools: Tools, sample: Sample, unread: float = 0.0) -> Judged:
+    """The true utility of an answer, or of what somebody sees who leaves the last words, this share of them, unread."""
     assert tools.utility is not None
-    return tools.utility.judge(tools.prompts[sample.prompt_id], sample.text, sample.ended)
+    text, ended = sample.text, sample.ended
+    words = list(re.finditer(r"\S+", text))
+    read = ceil((1 - unread) * len(words))
+    if read < len(words):
+        text, ended = text[: words[read].start()].rstrip(), False
+    return tools.utility.judge(tools.prompts[sample.prompt_id], text, ended)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from backflip.core.records import Pair, Sample, Vote
 from backflip.cycle import fit
 from backflip.cycle import round as cycle_round
 from backflip.cycle.run import open_tools, run_rounds
+from backflip.cycle.sample import judge_sample
 from backflip.cycle.tools import Silent, Tools
 from backflip.policies.ppo import PPO
 from backflip.rewards.model import features_of, load_reward
@@ -284,3 +285,12 @@ def test_answers_read_by_another_model_are_refused(tiny_model: Path, tmp_path: P
 
     with pytest.raises(DataError, match=r"not the model this run began with(.|\n)*--dir"):
         run_rounds(root)
+
+
+def test_the_unread_end_of_an_answer_is_judged_as_cut_off(tools: Tools) -> None:
+    rated = tools.store.samples(round=1, purpose="rate")[0]
+    whole = replace(rated, text="one two three . four", ended=True)
+    half = replace(rated, text="one two three", ended=False)
+
+    assert judge_sample(tools, whole, 0.5) == judge_sample(tools, half)
+    assert judge_sample(tools, whole) != judge_sample(tools, half)

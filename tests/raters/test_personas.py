@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -6,7 +7,9 @@ from backflip.core.config import build
 from backflip.core.errors import ConfigError
 from backflip.core.protocols import SimulatedRater
 from backflip.core.records import Judged, Pair
+from backflip.raters.kinds import KINDS
 from backflip.raters.personas import Crowd, Persona, PersonaRater, SimulatedCrowd
+from backflip.tasks import TASKS
 
 WEIGHTS = {"warmth": 1.0, "form": 2.0}
 PAIRS = [f"r1/fit/p{i}/0-1" for i in range(4000)]
@@ -212,6 +215,120 @@ def test_an_attribute_the_task_does_not_have_is_refused():
 
     with pytest.raises(ConfigError, match=r'personas\[1\].sees = "charm" does not fit.\nIt must be one of warm'):
         SimulatedCrowd(crowd, WEIGHTS, seed=3)
+
+
+def test_a_doubtful_rater_errs_more_on_near_answers_and_one_below_0_prefers_the_worse():
+    # odds exp(beta x gap): beta 2 and gap 0.5 give s(1) = 0.731, gap 1.5 s(3) = 0.953
+    near, far = (judged(0.5, 0.0), judged(0.0, 0.0)), (judged(0.5, 0.5), judged(0.0, 0.0))
+    doubtful = {"error": 0.0, "beta": 2.0, "tie_width": 0.0}
+
+    assert shares(rater(**doubtful), *near)["a"] == pytest.approx(0.731, abs=0.023)
+    assert shares(rater(**doubtful), *far)["a"] == pytest.approx(0.953, abs=0.012)
+    assert shares(rater(**doubtful | {"beta": -2.0}), *near)["b"] == pytest.approx(0.731, abs=0.023)
+    assert shares(rater(**doubtful | {"beta": 1e6}), *near)["a"] == 1
+
+
+def test_a_lapse_is_a_vote_by_lot_also_on_a_tie_and_grows_with_fatigue():
+    tired = {"error": 0.0, "lapse": 0.2, "fatigue": 0.3}
+
+    assert shares(rater(**tired), GOOD, BAD)["b"] == pytest.approx(0.1, abs=0.016)
+    assert shares(rater(**tired), GOOD, GOOD)["tie"] == pytest.approx(0.8, abs=0.021)
+    in_round_3 = Counter(rater(**tired).choose(p, GOOD, BAD, shown="ab", round=3) for p in PAIRS)
+    assert in_round_3["b"] / len(PAIRS) == pytest.approx(0.4, abs=0.026)  # half of 0.2 + 2 x 0.3
+
+
+def test_a_persona_may_be_blind_to_an_attribute_and_like_another_more_than_it_is_worth():
+    assert rater(blind=("form",)).utility(judged(0.5, 1.0)) == 0.5
+    assert rater(likes={"warmth": 3.0}).utility(judged(0.5, 1.0)) == 4 * 0.5 + 2
+    assert rater(sees=("form",), likes={"warmth": -1.0}).utility(judged(0.5, 1.0)) == -0.5 + 2
+    assert rater(sees=("form", "warmth"), blind=("form",)).utility(judged(0.5, 1.0)) == 0.5
+
+
+def test_a_short_sighted_rater_judges_what_is_left_of_an_answer():
+    crowd = SimulatedCrowd(Crowd(personas=(Persona(error=0.0, myopia=0.5), Persona(name="all", error=0.0))), WEIGHTS, 3)
+    asked = []
+
+    def skim(sample: str, unread: float) -> Judged:
+        asked.append((sample, unread))
+        return BAD if sample == "a" else GOOD
+
+    by = {}
+    for i in range(40):
+        [vote] = crowd.votes(pair(f"p{i}"), GOOD, BAD, at=0.0, skim=skim)
+        by[vote.rater_id.split("-")[0]] = vote.choice
+    assert by == {"crowd": "b", "all": "a"}
+    assert set(asked) == {("a", 0.5), ("b", 0.5)}
+    with pytest.raises(ValueError, match="unread"):
+        [crowd.votes(pair(f"p{i}"), GOOD, BAD, at=0.0) for i in range(40)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", [k for k in KINDS if k])
+def test_every_ready_made_kind_sees_something_of_every_task_and_differs_from_all(kind: str, task: str):
+    weights = TASKS[task].utility(None).weights
+    plain, own = (SimulatedCrowd(Crowd(personas=(Persona(kind=k),)), weights, 3) for k in ("", kind))
+    luck = [[((i * 7 + j * 11) % 13) / 12 for i in range(len(weights))] for j in range(60)]
+    answers = [
+        Judged(
+            value=sum(weights[n] * x for n, x in zip(weights, row, strict=True)),
+            attributes=dict(zip(weights, row, strict=True)),
+        )
+        for row in luck
+    ]
+
+    def said(crowd: SimulatedCrowd) -> list[str]:
+        return [
+            crowd.votes(pair(f"p{i}"), a, b, at=0.0, skim=lambda s, _, a=a, b=b: a if s == "a" else b)[0].choice
+            for i, (a, b) in enumerate(pairwise(answers))
+        ]
+
+    assert said(own) != said(plain)
+    assert {"a", "b"} <= set(said(own))
+
+
+def test_a_kind_sets_what_stands_at_its_default_and_leaves_what_was_chosen():
+    assert Persona(kind="careless").settled().lapse == 0.5
+    assert Persona(kind="careless", lapse=0.3).settled().lapse == 0.3
+    assert shares(rater(kind="adversarial"), GOOD, BAD)["b"] > 0.95
+    assert rater(kind="form-blind").utility(judged(0.5, 1.0)) == 0.5
+    assert rater(kind="flattered").utility(judged(0.5, 1.0)) == 5 * 0.5 + 2
+
+
+def test_a_crowd_may_be_a_mixture_of_shares():
+    crowd = Crowd(size=10, personas=(Persona(share=0.65), Persona(name="b", share=0.3), Persona(name="c", share=0.05)))
+
+    assert crowd.counts() == (6, 3, 1)
+    assert len(SimulatedCrowd(crowd, WEIGHTS, 3).raters()) == 10
+    assert Crowd(size=2, personas=(Persona(share=0.99), Persona(name="b", share=0.01))).counts() == (1, 1)
+    assert Crowd(personas=(Persona(count=4), Persona(name="b", count=1))).counts() == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("crowd", "message"),
+    [
+        ({"size": 9, "personas": [{"share": 0.5}, {"name": "b", "share": 0.4}]}, "shares sum to 1 .they sum to 0.9"),
+        ({"size": 9, "personas": [{"share": 1.0}, {"name": "b"}]}, "none of them 0"),
+        ({"size": 9, "personas": [{"name": "b"}]}, "they sum to 0"),
+        (
+            {"size": 1, "personas": [{"share": 0.5}, {"name": "b", "share": 0.5}]},
+            "size = 1 does not fit.\nIt must be a whole number of at least 2",
+        ),
+        ({"personas": [{"share": 1.0}]}, "size = 0 .the default. does not fit"),
+        ({"personas": [{"kind": "lazy"}]}, 'kind = "lazy" does not fit.\nIt must be one of "", "expert", "careless"'),
+        ({"personas": [{"lapse": 1.5}]}, "lapse = 1.5 does not fit"),
+        ({"personas": [{"myopia": 0.95}]}, "myopia = 0.95 does not fit"),
+    ],
+)
+def test_a_mixture_that_does_not_fit_is_refused(crowd: dict[str, object], message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(Crowd, crowd, "plan.toml", "raters.")
+
+
+@pytest.mark.parametrize("key", ["blind", "likes"])
+def test_an_attribute_that_the_task_does_not_have_is_refused_wherever_it_is_named(key: str):
+    named = ("charm",) if key == "blind" else {"charm": 1.0}
+    with pytest.raises(ConfigError, match=rf'personas\[0\].{key} = "charm" does not fit.\nIt must be one of warm'):
+        SimulatedCrowd(Crowd(personas=(Persona(**{key: named}),)), WEIGHTS, seed=3)
 
 
 def test_a_persona_rater_is_a_simulated_rater():
