@@ -83,6 +83,11 @@ def _seen(tools: Tools, table: Features, mark: int | None) -> Table:
     return votes_table(store, table, store.votes(stream="fit", upto=mark), store.thumbs(upto=mark))
 
 
+def seen_by(number: int, tools: Tools) -> Table:
+    """What the fit of round `number` read."""
+    return _seen(tools, _features(number, tools), tools.store.watermark(number))
+
+
 def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
     """The reward and the raters that the plan's fit makes of these votes."""
     reference = table[1][1]

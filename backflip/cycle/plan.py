@@ -78,6 +78,13 @@ class Rate:
     """Pairs of these that never serve a fit: random ones on monitor prompts, to judge the reward model."""
     pairs_per_prompt: int = 2
     """Pairs shown of one prompt's answers."""
+    choose: Literal["random", "uncertain", "disagreement", "information", "variance", "best", "thompson"] = "random"
+    """Which pairs that serve the fit are asked about, from round 2 on. "random" serves every aim. For a more accurate
+    reward: "uncertain" (the winner is least known), "disagreement" (the members of the ensemble differ), "information"
+    (most is learned of the reward). For a better policy, at some cost in accuracy: "variance" (most is learned that
+    does not overlap), "best" (the same among each prompt's best answers so far), "thompson" (two rewards that may be
+    true each name their best). Raise sampling.answers: a choice needs more pairs than are asked. How likely each pair
+    was to be asked is stored with it; held-out pairs stay random."""
     rank: bool = False
     """Raters put all of a prompt's answers in order instead of choosing between two. An order of K answers gives
     K (K - 1) / 2 pairs, which together weigh as much in the fit as one vote; held-out pairs stay pairs."""
@@ -100,6 +107,9 @@ class Rate:
         require(0 <= self.repeat_share <= 1, "repeat_share", "a number from 0 to 1")
         require(self.votes >= 0, "votes", "a whole number of 0 or more")
         require(self.deadline_minutes >= 0, "deadline_minutes", "a number of 0 or more")
+        require(
+            self.choose == "random" or not self.rank, "choose", '"random" where rank is true: a ranking has all pairs'
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +172,8 @@ class Plan:
         require(
             not lonely, "ppo.answers", f'a whole number of 2 or more: optimise.by = "{self.optimise.by}" compares them'
         )
+        alone = self.rate.choose == "disagreement" and self.fit.members < 2
+        require(not alone, "fit.members", 'a whole number of 2 or more: rate.choose = "disagreement" compares them')
         require(len(set(self.trackers)) == len(self.trackers), "trackers", "a list that names each tracker once")
 
 

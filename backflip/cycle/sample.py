@@ -9,6 +9,7 @@ from typing import NamedTuple
 from backflip.core.records import Judged, Pair, Prompt, Sample, Stream, Vote
 from backflip.core.rng import generator, seed_of
 from backflip.cycle.artefacts import samples_of, save_answers
+from backflip.cycle.choosing import Known, known_before, open_chosen
 from backflip.cycle.fit import require_import
 from backflip.cycle.people import wait_for_people
 from backflip.cycle.plan import Plan
@@ -30,6 +31,7 @@ def sample(number: int, tools: Tools) -> Outcome:
     tools.engine.load(policy_before(number))
     work: dict[Stream, list[Prompt]] = {"fit": chosen(tools, number, "fit"), "random": chosen(tools, number, "random")}
     size = max(1, plan.sampling.batch // plan.sampling.answers)
+    known = known_before(number, tools)
     have = {s.prompt_id for s in store.samples(round=number, purpose="rate")}
     tools.watcher.begin(f"round {number}: sample and rate", sum(map(len, work.values())))
     for stream, prompts in work.items():
@@ -40,7 +42,7 @@ def sample(number: int, tools: Tools) -> Outcome:
             opened = sum(p.prompt_id in seen for p in store.pairs(round=number, stream=stream))
             until = round(wanted * (at + len(batch)) / len(prompts))
             if batch[0].id not in have:
-                _one_batch(number, tools, batch, (stream, until - opened, opened))
+                _one_batch(tools, batch, _Where(number, stream, until - opened, opened, known))
             seen |= {p.id for p in batch}
             tools.watcher.advance(len(batch), f"{len(store.votes(round=number))} votes")
         short = wanted - len(store.pairs(round=number, stream=stream))
@@ -49,16 +51,15 @@ def sample(number: int, tools: Tools) -> Outcome:
     return Outcome()
 
 
-def _one_batch(number: int, tools: Tools, prompts: Sequence[Prompt], share: tuple[Stream, int, int]) -> None:
+def _one_batch(tools: Tools, prompts: Sequence[Prompt], where: "_Where") -> None:
     """Sample one batch; artefact first, then its rows and pairs in one transaction, then the votes."""
-    plan, (stream, count, before) = tools.plan, share
+    plan, number = tools.plan, where.round
     seed = seed_of(plan.seed, "rate", number)
     drawn = tools.engine.sample(prompts, plan.sampling.answers, seed=seed, max_tokens=plan.sampling.max_tokens)
     answers = [a for batch in drawn for a in batch]
-    path = tools.round_dir(number) / f"samples-{stream}-{prompts[0].id.replace('/', '-')}.safetensors"
+    path = tools.round_dir(number) / f"samples-{where.stream}-{prompts[0].id.replace('/', '-')}.safetensors"
     save_answers(path, answers)
     samples = samples_of(answers, round=number, purpose="rate", artefact=str(path.relative_to(tools.root)))
-    where = _Where(number, stream, count, before)
     pairs = _open_pairs(samples, where, tools)
     with tools.store.begin() as tx:
         tx.add_samples(samples)
@@ -73,16 +74,22 @@ class _Where(NamedTuple):
     """How many to open."""
     before: int
     """Pairs opened before in this round and stream."""
+    known: Known | None
+    """What pairs that serve the fit are chosen by; None where they are drawn by lot."""
 
 
 def _open_pairs(samples: Sequence[Sample], where: _Where, tools: Tools) -> list[Pair]:
-    """The pairs of one batch of answers: all of a prompt's as one ranking, or some by lot."""
+    """The pairs of one batch of answers: all of a prompt's as one ranking, or some by lot, or by what they teach."""
     seed, share = tools.plan.seed, tools.double_share
     if ranks(tools.plan, where.stream):
         opened = {p.ranking for p in tools.store.pairs(round=where.round, stream=where.stream)}
         return ranking_pairs(
             samples, round=where.round, stream=where.stream, seed=seed, double_share=share, before=len(opened)
         )
+    if where.known is not None and where.stream == "fit":
+        return open_chosen(
+            samples, where.known, tools, round=where.round, count=where.pairs, before=where.before
+        )  # fmt: skip
     return random_pairs(
         samples, round=where.round, stream=where.stream, count=where.pairs, seed=seed, double_share=share,
         before=where.before,

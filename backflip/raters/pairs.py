@@ -1,12 +1,19 @@
 """Which pairs of answers are shown to raters. Knows nothing about who rates or how answers are scored."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+
 from backflip.core.records import Pair, Sample, Stream
 from backflip.core.rng import generator
+from backflip.stats.selection import Chosen
+
+NEARLY = 0.8
+"""Share of all their words that two answers have in common, from which they say nearly the same."""
 
 
 class Candidate(NamedTuple):
@@ -15,6 +22,10 @@ class Candidate(NamedTuple):
     first: Sample
     second: Sample
     name: str
+
+
+Chooser = Callable[[Sequence[Candidate], int, np.random.Generator], Chosen]
+"""Picks so many of the candidates, each with the chance it states."""
 
 
 def random_pairs(
@@ -48,6 +59,35 @@ def random_pairs(
         ]
     where = _Place(round, stream, seed, double_share, before)
     return _pick(candidates, where, count)
+
+
+def chosen_pairs(
+    samples: Sequence[Sample],
+    choose: Chooser,
+    *,
+    round: int,
+    stream: Stream,
+    count: int,
+    seed: int,
+    double_share: float = 0.1,
+    before: int = 0,
+) -> list[Pair]:
+    """Up to `count` pairs of different answers to the same prompt, as `choose` picks them from all there are.
+
+    Answers that say nearly the same count as one, so that no question comes twice in other words. All prompts'
+    candidates compete. `probability`, `double_share`, `before` and errors as in `random_pairs`.
+    """
+    one_policy(samples)
+    open_to = [
+        (prompt_id, Candidate(a, b, f"{a.index}-{b.index}"))
+        for prompt_id, answers in sorted(by_prompt(samples).items())
+        for a, b in combinations(apart(different(answers)), 2)
+    ]
+    where = _Place(round, stream, seed, double_share, before)
+    luck = generator(seed, "choose", round, stream, *(p for p, _ in open_to))
+    chosen = choose([c for _, c in open_to], min(count, len(open_to)), luck)
+    drawn = [(*open_to[int(i)], float(p)) for i, p in zip(chosen.place, chosen.probability, strict=True)]
+    return _in_order(where, drawn, luck)
 
 
 def reference_pairs(
@@ -104,6 +144,11 @@ def _pick(candidates: dict[str, list[Candidate]], place: _Place, count: int) -> 
         expected = base[p] + (left / len(still_open) if p in still_open else 0.0)
         chosen = luck.permutation(len(mine))[: base[p] + (p in extra)]
         drawn.extend((p, mine[i], expected / len(mine)) for i in chosen)
+    return _in_order(place, drawn, luck)
+
+
+def _in_order(place: _Place, drawn: Sequence[tuple[str, Candidate, float]], luck: np.random.Generator) -> list[Pair]:
+    """The pairs drawn, in an order by lot, so that doubles fall on any of them."""
     pairs: list[Pair] = []
     for n, i in enumerate(luck.permutation(len(drawn)), place.before):
         wanted = 1 + doubles(n + 1, place.double_share) - doubles(n, place.double_share)
@@ -159,6 +204,16 @@ def by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 def different(answers: Sequence[Sample]) -> list[Sample]:
     """The answers whose texts differ; of equal ones the first."""
     return list({a.text.strip(): a for a in reversed(answers)}.values())[::-1]
+
+
+def apart(answers: Sequence[Sample]) -> list[Sample]:
+    """The answers that differ in more than a few words; of those that nearly say the same the first."""
+    kept: list[tuple[Sample, set[str]]] = []
+    for answer in answers:
+        said = set(re.findall(r"\w+", answer.text.lower()))
+        if all(len(said & other) < NEARLY * len(said | other) for _, other in kept if said | other):
+            kept.append((answer, said))
+    return [a for a, _ in kept]
 
 
 def one_policy(samples: Sequence[Sample]) -> None:

@@ -2,10 +2,12 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from backflip.core.records import Pair, Sample
-from backflip.raters.pairs import random_pairs, reference_pairs
+from backflip.raters.pairs import chosen_pairs, random_pairs, reference_pairs
+from backflip.stats.selection import Chosen
 
 
 def sample(prompt: str, index: int, text: str | None = None, policy: str = "v1") -> Sample:
@@ -188,3 +190,41 @@ def test_reference_pairs_skip_equal_texts_and_prompts_without_a_reference():
     theirs = [replace(s, id=f"base/{s.index}", policy="base", text="same") for s in mine[:2]]
 
     assert [p.id for p in reference_pairs(mine, theirs, round=1, count=9, seed=5)] == ["r1/reference/p/1-1"]
+
+
+def first_ones(candidates, count, luck) -> Chosen:
+    return Chosen(np.arange(count), np.linspace(0.1, 0.9, count))
+
+
+def chosen(samples: list[Sample], count: int, **changes) -> list[Pair]:
+    where = {"round": 2, "stream": "fit", "count": count, "seed": 5, **changes}
+    return chosen_pairs(samples, first_ones, **where)
+
+
+def test_chosen_pairs_are_those_picked_with_the_chance_stated():
+    samples = answers(3, 3)
+    pairs = chosen(samples, 4)
+
+    assert {p.id for p in pairs} == {f"r2/fit/{n}" for n in ("p000/0-1", "p000/0-2", "p000/1-2", "p001/0-1")}
+    by_id = {p.id: p.probability for p in pairs}
+    assert by_id["r2/fit/p000/0-1"] == pytest.approx(0.1)
+    assert by_id["r2/fit/p001/0-1"] == pytest.approx(0.9)
+    assert len(chosen(samples, 50)) == 9
+    assert chosen([], 5) == []
+    assert sum(p.raters_wanted - 1 for p in chosen(samples, 9, double_share=0.3)) == 3
+    assert chosen(samples, 4) == chosen(samples[::-1], 4)
+
+
+def test_no_question_comes_twice_in_other_words():
+    text = "the sun is warm and the sea is cold and wide today"
+    near = [
+        sample("p", 0, text),
+        sample("p", 1, f"{text.upper()}!"),
+        sample("p", 2, "snow"),
+        sample("p", 3, f"{text} my"),
+    ]
+
+    assert [p.id for p in chosen(near, 9)] == ["r2/fit/p/0-2"]
+    assert len(pick(near, 9)) == 6  # by lot all stay, as before
+    far = [sample("p", 0, "a b c d"), sample("p", 1, "a b c x")]  # 3 of 5 words in common
+    assert len(chosen(far, 9)) == 1
