@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from backflip import __version__
+from backflip.cli.budget import budget
 from backflip.cli.chat import chat
 from backflip.cli.compare import compare
 from backflip.cli.demo import demo
@@ -39,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, init, doctor, run, rate, status, raters, report, compare, chat, forget):
+for command in (demo, init, doctor, run, rate, status, raters, budget, report, compare, chat, forget):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")

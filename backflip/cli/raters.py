@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backflip.cli.terminal import AsJson, RunFolder, print_json, run_folder
+from backflip.cli.terminal import AsJson, RunFolder, by_name, print_json, run_folder
 
 if TYPE_CHECKING:
     from backflip.cycle.raters import RaterFigures, Raters
@@ -27,7 +27,7 @@ def raters(dir: RunFolder = None, gold: Gold = "", as_json: AsJson = False) -> N
 
     found = judge_raters(run_folder(dir), gold or None)
     if as_json:
-        print_json(asdict(found))
+        print_json(by_name(asdict(found)))
     else:
         typer.echo("\n".join(_lines(found)))
 

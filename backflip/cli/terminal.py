@@ -33,6 +33,15 @@ def print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
 
 
+def by_name(value: Any) -> Any:
+    """A document whose named tuples, as an interval, are objects with names for programs."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {k: by_name(v) for k, v in value._asdict().items()}
+    if isinstance(value, dict):
+        return {k: by_name(v) for k, v in value.items()}
+    return [by_name(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def run_folder(wanted: Path | None) -> Path:
     """The run folder that is meant. Raises: ConfigError when there is none."""
     from backflip.cycle.folder import find_run

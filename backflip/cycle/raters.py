@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,25 +84,53 @@ def judge_raters(run: RunPath, gold: str | None = None) -> Raters:
     Raises: DataError when nobody has voted on answers that were read, all votes are ties, or `gold` has not voted;
     ConfigError for a folder without a run.
     """
+    root, plan = _begun(run)
+    with run_store(root, plan) as store:
+        return raters_of(root, plan, store, gold)
+
+
+def _begun(run: RunPath) -> tuple[Path, Plan]:
+    """A run's folder and plan. Raises: DataError when it has no store yet."""
     root = find_run(run)
     plan = read_plan(root / PLAN)
     if not has_begun(root, plan):
         raise DataError(
             f"{root} has no votes yet.\nIts first round has not begun.\nStart it: backflip run --dir {root}"
         )
+    return root, plan
+
+
+class Learned(NamedTuple):
+    """What a run's votes so far teach."""
+
+    root: Path
+    plan: Plan
+    fitted: Fitted
+    reference: Array
+    """(R, F) the untouched model's answers, standardised."""
+    held_out: Table
+    """Votes that serve no fit."""
+
+
+def learned_so_far(run: RunPath) -> Learned:
+    """Reward and raters learned from all votes so far. Raises: as `judge_raters`."""
+    root, plan = _begun(run)
     with run_store(root, plan) as store:
-        return raters_of(root, plan, store, gold)
+        return _learned(root, plan, store)
+
+
+def _learned(root: Path, plan: Plan, store: Store) -> Learned:
+    table = stored_features(root, store)
+    fitted, reference = _fit(plan, table, _table(store, table, "fit"))
+    return Learned(root, plan, fitted, reference, _table(store, table, "random").decided())
 
 
 def raters_of(root: Path, plan: Plan, store: Store, gold: str | None = None) -> Raters:
     """See `judge_raters`; of an open store."""
-    table = stored_features(root, store)
     votes = store.votes(repeats=True)
     answers = _known_answers(store, votes, gold)
-    seen = _table(store, table, "fit")
-    fitted, reference = _fit(plan, table, seen)
     judged = [v for v in votes if v.verdict is not None]
-    held_out = _table(store, table, "random").decided()
+    _, _, fitted, reference, held_out = _learned(root, plan, store)
     trust = _reliabilities(fitted, plan.seed)
     rows = []
     for r in store.raters():

@@ -79,6 +79,30 @@ def test_status_tells_a_finished_run_and_its_figures(finished):
     assert won["low"] <= won["value"] <= won["high"]
 
 
+def test_raters_are_told_in_a_table_and_in_json(finished):
+    words = finished.call("raters", finished.root).out
+    told = json.loads(finished.call("raters", "--json").out)
+
+    assert " votes by 6 raters" in words
+    assert "crowd-1" in words
+    assert {"id", "reliability", "without", "gold", "consistent"} <= told["raters"][0].keys()
+    trust = told["raters"][0]["reliability"]
+    assert 0 <= trust["low"] <= trust["value"] <= trust["high"] <= 1
+    assert finished.call("raters", "--gold", "nobody").code == 2
+
+
+def test_the_budget_says_what_more_votes_would_buy_or_that_there_are_too_few(finished):
+    said = finished.call("budget", finished.root, "--votes", "0")
+    assert (said.code, said.err.splitlines()[0]) == (2, "backflip: 0 votes buy nothing.")
+    said = finished.call("budget", finished.root, "--json")
+
+    if said.code:
+        assert "prompts are too few" in said.err
+    else:
+        told = json.loads(said.out)
+        assert told["gain"]["low"] <= told["gain"]["value"] <= told["gain"]["high"]
+
+
 def test_status_and_report_of_a_run_that_has_not_begun(backflip, tmp_path):
     (tmp_path / "runs" / "new").mkdir(parents=True)
     (tmp_path / "runs" / "new" / "plan.toml").write_text(plan_toml(Plan()))

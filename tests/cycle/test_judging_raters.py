@@ -7,6 +7,7 @@ from voting import World, against, blind, honest
 
 from backflip.core.errors import DataError
 from backflip.core.records import Rater
+from backflip.cycle.budget import budget_of
 from backflip.cycle.raters import RaterFigures, Raters, judge_raters
 
 CROWD = {"ann": honest, "bob": honest, "cy": honest, "eve": against, "zed": blind}
@@ -123,6 +124,17 @@ def test_one_rater_alone_is_told_without_a_reward_without_him(tmp_path: Path) ->
 
     assert ann.without is None
     assert ann.reliability is not None
+
+
+def test_a_runs_votes_tell_what_more_of_them_would_buy(world: World) -> None:
+    found = budget_of(world.root, 100)
+    half = budget_of(world.root, 50)
+
+    assert (found.more, found.votes) == (100, 360)
+    assert 0.5 < found.now < 1.0
+    assert 0 <= found.gain.low <= found.gain.value <= found.gain.high < 0.3
+    assert half.gain.value <= found.gain.value
+    assert [n for n, _ in found.curve] == sorted(n for n, _ in found.curve)
 
 
 def test_a_run_without_votes_is_told_so(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What more votes would buy a run, from its own learning curve: no model is loaded and nothing is changed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from backflip.core.errors import ConfigError
+from backflip.cycle.folder import RunPath
+from backflip.cycle.raters import learned_so_far
+from backflip.rewards.budget import HeldOut, what_votes_buy
+from backflip.stats.bootstrap import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What so many more votes would buy."""
+
+    run: str
+    votes: int
+    """Votes that the newest reward would be fitted on."""
+    more: int
+    now: float
+    """Share of unseen votes that a reward learned from all votes foretells, by the learning curve."""
+    gain: Interval
+    """By how much that share would rise; the interval holds 90%."""
+    curve: tuple[tuple[float, float], ...]
+    """(votes, share foretold) as measured on parts of the votes."""
+
+
+def budget_of(run: RunPath, more: int = 50) -> Budget:
+    """What `more` votes would buy the run's reward.
+
+    Raises: ConfigError when `more` is below 1, or for a folder without a run; DataError with too few votes.
+    """
+    if more < 1:
+        raise ConfigError(f"{more} votes buy nothing.\nThe number of votes to add must be 1 or more.\nGive --votes 50.")
+    root, plan, fitted, _, held_out = learned_so_far(run)
+    z = held_out.features / fitted.reward.scale
+    votes = held_out.feedback
+    outcome = np.array([{"a": 1.0, "b": -1.0}.get(f.choice, 0.0) for f in votes])
+    apart = np.array([z[f.a] - z[f.b] for f in votes]).reshape(len(votes), z.shape[1])
+    bought = what_votes_buy(fitted, HeldOut(apart, outcome, [held_out.prompt[f.a] for f in votes]), more, plan.seed)
+    pairs = fitted.evidence.pairs
+    return Budget(
+        run=str(root), votes=0 if pairs is None else len(pairs.a), more=more, now=bought.now, gain=bought.gain,
+        curve=bought.curve,
+    )  # fmt: skip
