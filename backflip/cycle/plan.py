@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from backflip.core.config import build, read_toml, require
 from backflip.core.errors import ConfigError, UnknownKeyError
 from backflip.policies.plan import COMPARING, PPO, SFT, Optimise
+from backflip.raters.judge import JudgePlan
 from backflip.raters.personas import Crowd
 from backflip.rewards.plan import Fit
 from backflip.tasks import TASKS
@@ -157,6 +158,7 @@ class Plan:
     sampling: Sampling = Sampling()
     rate: Rate = Rate()
     raters: Crowd = field(default_factory=Crowd)
+    judge: JudgePlan = field(default_factory=JudgePlan)
     fit: Fit = field(default_factory=Fit)
     optimise: Optimise = field(default_factory=Optimise)
     ppo: PPO = field(default_factory=PPO)

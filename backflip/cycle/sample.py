@@ -11,6 +11,7 @@ from backflip.core.rng import generator, seed_of
 from backflip.cycle.artefacts import samples_of, save_answers
 from backflip.cycle.choosing import Known, known_before, open_chosen
 from backflip.cycle.fit import require_import
+from backflip.cycle.judging import ask_judge
 from backflip.cycle.people import wait_for_people
 from backflip.cycle.plan import Plan
 from backflip.cycle.tools import Outcome, Tools, policy_before
@@ -134,6 +135,7 @@ def rate(number: int, tools: Tools) -> Outcome:
         ids = [i for p in waiting for i in (p.sample_a, p.sample_b)]
         ask_machines(tools, waiting, tools.store.samples_by_id(ids))
     wait_for_people(number, tools)
+    ask_judge(number, tools)
     return Outcome()
 
 
