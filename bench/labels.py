@@ -1,6 +1,6 @@
 """What knowing the raters is worth: on people's votes from a folder of one's own, and on simulated crowds.
 
-    python bench/raters.py [FOLDER] [--quick]
+    python bench/labels.py [FOLDER] [--quick]
 
 FOLDER holds `ukpconvarg` and `llmfao`; without it only simulated crowds are measured. Held-out votes are judged by the
 full rater model and by Bradley-Terry on all decisive votes, whose temperature, tie width and lean to the first answer
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from crowds import simulate
 from numpy.typing import NDArray
+from selecting import measure_selection
 from table import ROOT, Row, part, raw_file, relative, write_results
 from votes import Missing, People, features_of, read_votes
 
@@ -28,7 +29,7 @@ from backflip.stats.reliability import fit_crowd
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-COMMAND = "python bench/raters.py"
+COMMAND = "python bench/labels.py"
 SETS = {"ukpconvarg": "ukp", "llmfao": "llmfao"}
 PRIORS = (5.0, 60.0, 300.0, 1000.0, 3000.0)
 """Precisions of the weights that each model chooses from, by a quarter of its own training pairs or topics."""
@@ -179,12 +180,14 @@ def measure_members(folder: Path) -> float:
     votes = everything.pairs
     assert votes is not None
     started = time.monotonic()
-    whole = fit_raters(bench.features, everything, Pooling(lapse=None), prior=PRIORS[0])
+    whole = fit_raters(bench.features, everything, Pooling(lapse=None), prior=PRIORS[0], ftol=1e-7)
     for seed in range(5):
         drawn = np.random.default_rng(seed).integers(pair.max() + 1, size=pair.max() + 1)
         weight = np.bincount(drawn, minlength=pair.max() + 1)[pair].astype(float)
         again = everything._replace(pairs=votes._replace(weight=weight))
-        fit_raters(bench.features, again, Pooling(lapse=None), prior=PRIORS[0], start=whole)
+        fit_raters(
+            bench.features, again, Pooling(lapse=None), prior=PRIORS[0], start=whole, ftol=1e-7
+        )  # as members are
     return time.monotonic() - started
 
 
@@ -233,17 +236,26 @@ def main() -> None:
     quick, folder = given.quick, given.folder
     seeds = 3 if quick else 20
     settings: dict[str, Any] = {"seeds": seeds, "priors": PRIORS}
-    keep = partial(part, "raters", quick=quick, settings=settings)
+    keep = partial(part, "labels", quick=quick, settings=settings)
     command = " ".join([COMMAND, *(["FOLDER"] if folder else []), *(["--quick"] if quick else [])])
 
     def row(key: str, claim: str, figure: Any, unit: str, bar: str) -> Row:
         value, low, high = (*figure, None, None)[:3] if isinstance(figure, list | tuple) else (figure, None, None)
-        raw = relative(raw_file("raters", key, quick))
+        raw = relative(raw_file("labels", key, quick))
         return Row(claim=claim, value=value, low=low, high=high, unit=unit, bar=bar, command=command, raw=raw)
 
     modes = ("clean", "careless", "adversarial")
     found = keep("simulated", make=lambda: {m: [simulate(s, m) for s in range(seeds)] for m in modes})
     rows = rows_of_crowds(found, partial(row, "simulated"))
+    saved = keep("selection", make=partial(measure_selection, seeds))
+    chosen = partial(row, "selection")
+    rows += [
+        chosen(
+            "labels ratio to random, best-of-64", saved["ratio"], f"of random's labels ({saved['strategy']})", "<= 0.6"
+        ),
+        chosen("labels ratio to random, best-of-64, upper bound", saved["ratio"], "of labels", "high < 1"),
+        chosen("selection, accuracy change", bootstrap_mean(saved["accuracy change"], 0), "of pairs", ""),
+    ]
     if folder is None:
         print("No folder was given: the rows on people's votes are left out.\nGive the one with ukpconvarg and llmfao.")
     else:
@@ -253,7 +265,7 @@ def main() -> None:
                 found = keep(short, make=partial(measure_people, folder, name, quick))
                 rows += rows_of_people(short, found, partial(row, short))
         except Missing as missing:
-            sys.exit(f"bench/raters.py: {missing}")
+            sys.exit(f"bench/labels.py: {missing}")
         turned = keep("flipped", make=partial(measure_flipped, folder, 2 if quick else 4))
         share = [sum(s[k] - s["plain"] for s in turned) for k in ("full", "oracle")]
         rows.append(
@@ -261,7 +273,7 @@ def main() -> None:
         )
         seconds = keep("members", make=partial(measure_members, folder))
         rows.append(row("members", "seconds to fit 60k votes, 5 members", seconds, "s", "<= 20"))
-    write_results("raters", rows, quick, list(range(seeds)))
+    write_results("labels", rows, quick, list(range(seeds)))
 
 
 if __name__ == "__main__":
