@@ -31,7 +31,8 @@ from backflip.policies.rollout import Preference
 from backflip.policies.rollout import Tools as ClimbTools
 from backflip.policies.sft import fresh_imitator, imitate
 from backflip.policies.state import PolicyState, fresh_state
-from backflip.rewards.fit import Reward, emphasis, fit_reward
+from backflip.rewards.ensemble import fit_ensemble
+from backflip.rewards.fit import Reward, emphasis, fit_votes
 from backflip.rewards.model import RewardModel, features_of
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
@@ -43,6 +44,8 @@ LARGEST_STEP = 96
 """Answers of the one step that is tried; a plan's larger step takes in proportion longer."""
 MOST_VOTES = 1000
 """Made-up votes of the one fit that is tried."""
+RATERS = 6
+"""Who cast them, made up too: as many as the default crowd has."""
 WRONG_SHARE = 0.15
 """Made-up votes that go against the rule (the longer answer wins), so that the fit has work to do."""
 
@@ -148,16 +151,17 @@ def try_fit(patient: Patient, tried: Tried) -> Reward:
     length = np.array([len(a.tokens) for a in tried.answers])[rows]
     feedback = [
         Feedback(a=i, b=i + 1, choice="a" if (length[i] > length[i + 1]) != (luck.random() < WRONG_SHARE) else "b",
-                 rater_id="doctor")
+                 rater_id=f"doctor {i // 2 % RATERS}")
         for i in range(0, len(rows), 2)
     ]  # fmt: skip
     owner = [f"prompt {i // 4}" for i in range(len(rows))]
     with patient.timed("fit"):
-        reward = fit_reward(
+        fitted = fit_votes(
             features, feedback, owner, tried.features, plan.fit, seed=plan.seed, emphasis=emphasis(len(spread))
         )
+        fit_ensemble(fitted, tried.features, plan.fit, seed=plan.seed)
     patient.seconds["vote"] = patient.seconds["fit"] / votes
-    return reward
+    return fitted.reward
 
 
 def try_step(patient: Patient, tried: Tried, reward: Reward) -> dict[str, float]:

@@ -85,7 +85,7 @@ def votes_table(store: Store, table: Features, votes: Sequence[Vote], thumbs: Se
     feedback = []
     for v in sorted(votes, key=lambda v: v.key):  # not by arrival: a resumed run may have cast them in another order
         pair, choice = pairs[v.pair_id], v.verdict or ("skip" if v.choice == "skip" else None)
-        if choice is not None:
+        if choice is not None and pair.sample_a in index and pair.sample_b in index:
             feedback.append(
                 Feedback(
                     a=index[pair.sample_a], b=index[pair.sample_b], choice=choice, rater_id=v.rater_id,
