@@ -108,3 +108,13 @@ def test_the_answers_behind_a_point_are_told(ann: Person) -> None:
     assert len(told) == 24
     assert told[0]["policy"] == "reference"
     assert told[0]["prompt"][0]["role"] == "user"
+
+
+def test_who_is_forgotten_elsewhere_leaves_pairs_to_be_asked_again(ann: Person, bob: Person) -> None:
+    [pair] = ann.pairs(1)
+    ann.vote(pair)
+    assert pair["pair"] not in {p["pair"] for p in bob.pairs(12)}
+    ann.store.forget_rater(ann.id)  # as `backflip forget` does, in a process of its own
+    bob.client.app.state.run._at = float("-inf")  # type: ignore[attr-defined]
+
+    assert pair["pair"] in {p["pair"] for p in bob.pairs(12)}
