@@ -79,22 +79,24 @@ def fit_crowd(
     prior: float = 1.0,
     ties: TieModel = "rao-kupper",
     passes: int = 12,
+    ftol: float = 1e-9,
 ) -> RaterFit:
     """`fit_raters`, with how far raters differ in each trait learned from the crowd itself.
 
     `pooling` is what is assumed before anybody voted and counts for `HELD` raters: with few raters little moves; a
-    trait whose deviation is 0 or None stays so. Ends when no spread moves by 3%, or after `passes`.
+    trait whose deviation is 0 or None stays so. Ends when no spread moves by 3%, or after `passes`. `ftol` as in
+    `fit_raters`.
     Raises: as `fit_raters`.
     """
     assumed = pooling or Pooling()
-    fit = fit_raters(features, evidence, assumed, prior=prior, ties=ties)
+    fit = fit_raters(features, evidence, assumed, prior=prior, ties=ties, ftol=ftol)
     held, heard = fit.spread, _heard(evidence, len(features))
     for _ in range(passes):
         posterior = _posterior(features, evidence, fit, prior)
         variance = trait_variance(posterior, posterior.start(fit))[heard]
         new = np.where(held > 0, _spread(fit, fit.traits[heard], variance, held), 0.0)
         still = bool((np.abs(new - fit.spread) <= 0.03 * fit.spread).all())
-        fit = fit_raters(features, evidence, assumed, prior=prior, ties=ties, start=fit, spread=new)
+        fit = fit_raters(features, evidence, assumed, prior=prior, ties=ties, start=fit, spread=new, ftol=ftol)
         if still:
             break
     return fit
