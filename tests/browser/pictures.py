@@ -24,13 +24,13 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 OUT = ROOT / "docs" / "images"
 NOTE = """Hello Sam,
 
-last night's storm laid your old birch across our fence. Nobody was hurt, and the dog thinks it is the best thing that
-ever happened. Shall we look at it together on Saturday? I have a saw, and there will be coffee.
+last night's storm laid your old birch across our fence. Nobody was hurt, and the dog thinks it is the best thing \
+that ever happened. Shall we look at it together on Saturday? I have a saw, and there will be coffee.
 
 All the best
 Toni"""
-STIFF = """Dear neighbour, your tree has fallen on our fence. Please remove the tree. The fence is broken because of the
-tree. Please let me know when you will remove the tree and repair the fence."""
+STIFF = """Dear neighbour, your tree has fallen on our fence. Please remove the tree. The fence is broken because of \
+the tree. Please let me know when you will remove the tree and repair the fence."""
 TALKS = [
     ("Write a friendly note to a neighbour whose tree has fallen onto our fence.", NOTE, STIFF),
     (
