@@ -17,6 +17,7 @@ from backflip.cli.demo import demo
 from backflip.cli.doctor import doctor
 from backflip.cli.export import export
 from backflip.cli.forget import forget
+from backflip.cli.goodhart import goodhart
 from backflip.cli.import_ import import_
 from backflip.cli.init import init
 from backflip.cli.rate import rate
@@ -40,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, init, doctor, run, rate, status, raters, budget, report, compare, chat, forget):
+for command in (demo, init, doctor, run, rate, status, raters, budget, report, compare, chat, forget, goodhart):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from markupsafe import Markup
 
 from backflip.report import palette, plots, tables, words
 from backflip.report.data import ReportData, as_dict
+from backflip.report.drawing import Figure
 
 
 def build_report(data: ReportData) -> str:
     """The whole page. Panels without data are left out."""
-    env = _environment()
     figures = plots.figures(data)
-    scripts = {"plotly": _plotly(), "own": _source(env, "report.js")}
-    drawn = {name: {"data": f.data, "layout": f.layout} for name, f in figures.items()}
-    return env.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
+        figures,
         data=data,
         headline=words.headline(data),
         circumstances=words.circumstances(data),
@@ -41,20 +42,33 @@ def build_report(data: ReportData) -> str:
         health=tables.health(data.steps),
         every_step=tables.every_step(data.steps),
         timing=tables.timing(data.timing),
+        data_json=script_json(as_dict(data)),
+    )
+
+
+def render(template: str, drawn: Mapping[str, Figure], **words: Any) -> str:
+    """A page from its template: its words, the figures drawn on it, and the colours and scripts all pages share."""
+    env = _environment()
+    scripts = {"plotly": _plotly(), "own": _source(env, "report.js")}
+    return env.get_template(template).render(
         css=Markup(_source(env, "report.css")),
         light=Markup(palette.css("light")),
         dark=Markup(palette.css("dark")),
         scripts={name: Markup(text) for name, text in scripts.items()},
         hashes=" ".join(f"'{_hash(text)}'" for text in scripts.values()),
-        figures_json=script_json(drawn),
+        figures_json=script_json({name: {"data": f.data, "layout": f.layout} for name, f in drawn.items()}),
         swap_json=script_json(palette.SWAP),
-        data_json=script_json(as_dict(data)),
+        **words,
     )
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the page to `path`, all or nothing: a reader sees the old page or the new one, never half."""
-    text = build_report(data)
+    """Write the report's page to `path`; see `write_page`."""
+    write_page(path, build_report(data))
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page to `path`, all or nothing: a reader sees the old page or the new one, never half."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
