@@ -1,6 +1,7 @@
 """Best of n: draw n answers, keep the one that scores highest. Its law, its distance, and what it would earn."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,6 +63,20 @@ def best_of_n_mean(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     rank = np.arange(n, count + 1)
     log_weight = _log_choose(rank - 1, n - 1) - _log_choose(np.array(count), n)
     return float(np.exp(log_weight) @ shared[np.sort(level)][n - 1 :])
+
+
+def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Array:
+    """(P, len(ns)) what the best of n by `proxy` is worth in `gold`, for each prompt and n: see `best_of_n_mean`.
+
+    Shapes: proxy, gold (P, N), N scored answers to each of P prompts; pass the proxy as gold for its own curve.
+    Raises: ValueError when the shapes do not fit, a number is not finite, or an n lies outside 1 ... N.
+    """
+    proxy, gold = np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    if proxy.ndim != 2 or proxy.shape != gold.shape:
+        raise ValueError(f"proxy and gold must be (P, N) and alike, not {proxy.shape} and {gold.shape}")
+    if not (np.isfinite(proxy).all() and np.isfinite(gold).all()):
+        raise ValueError("a score is not finite")
+    return np.array([[best_of_n_mean(p, g, n) for n in ns] for p, g in zip(proxy, gold, strict=True)])
 
 
 def _log_choose(n: NDArray[np.int64], k: int) -> Array:
