@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from backflip import __version__
+from backflip.cli.alarm import alarm
 from backflip.cli.budget import budget
 from backflip.cli.chat import chat
 from backflip.cli.compare import compare
@@ -45,6 +46,7 @@ for command in (demo, init, doctor, run, rate, status, raters, budget, report, c
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(export, name="export")
+app.add_typer(alarm, name="alarm")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of whatever trains in steps: whole or not there, named by their step, the newest ones kept."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ KEPT = 2
 """Checkpoints that stay on the disk."""
 
 
-def save_checkpoint(state: PolicyState, folder: Path) -> None:
-    """Save the state under its step and drop all but the newest checkpoints."""
+def save_checkpoint(state: PolicyState, folder: Path, kept: Collection[int] = ()) -> None:
+    """Save the state under its step and drop all but the newest checkpoints and those of the steps `kept`."""
     write_whole(folder / f"step-{state.step:05d}", lambda part: save_state(state, part))
     for old in sorted(folder.glob("step-?????"))[:-KEPT]:
-        remove(old)
+        if int(old.name.removeprefix("step-")) not in kept:
+            remove(old)
 
 
 def newest_checkpoint(folder: Path, device: torch.device) -> PolicyState | None:
@@ -29,6 +31,12 @@ def newest_checkpoint(folder: Path, device: torch.device) -> PolicyState | None:
         except UNREADABLE:
             remove(step)
     return None
+
+
+def checkpoint_of(step: int, folder: Path, device: torch.device) -> PolicyState:
+    """The state after step `step`. Raises: DataError when it is missing or damaged."""
+    with readable(folder / f"step-{step:05d}", "Without it the climb cannot go back there."):
+        return load_state(folder / f"step-{step:05d}", device)
 
 
 def load_policy_state(folder: Path, device: torch.device | str = "cpu") -> PolicyState:

@@ -11,8 +11,9 @@ import numpy as np
 
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
-from backflip.cycle.checkpoints import newest_checkpoint, save_checkpoint
+from backflip.cycle.checkpoints import checkpoint_of, newest_checkpoint, save_checkpoint
 from backflip.cycle.fit import ensemble_of_round, reward_of_round
+from backflip.cycle.guard import Guard
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Outcome, Tools, policy_before
@@ -54,7 +55,9 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     first = _steps_before(number, tools)
     last = first + plan.ppo.steps
     folder = tools.round_dir(number) / "checkpoints"
+    guard = Guard(number, tools, scorer, first)
     state = tools.state = _start(number, tools, work, folder)
+    guard.resume(state.step - first)
     _fit_into_memory(tools, state)
     tools.watcher.begin(f"round {number}: optimise", plan.ppo.steps)
     tools.watcher.advance(state.step - first)
@@ -66,22 +69,38 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
         with tools.store.begin() as tx:  # first the figures, then the checkpoint: a step cut short is done again
             tx.add_metrics(rows)
         tools.tracker.log(rows)
-        save_checkpoint(state, folder)
+        save_checkpoint(state, folder, guard.kept)
         tools.watcher.advance(1, note)
 
-    while state.step < last:
+    while state.step < last and not guard.rang():
         try:
             for step in method.climb(state, work, plan.ppo, plan.optimise, **rules):
                 if step.state.step == 1:
                     require_sound_start(step.metrics, tools.loaded.trunk.dtype)
                 figures = step.metrics | _true_utility(tools, step)
+                figures |= guard.look(state, figures["objective/kl"])
                 finish(state, figures, _note(figures))
+                if guard.rang():
+                    break
         except NotFinite as e:
             _refuse(number, state.step, state.step - first, tools, e)
             state = tools.state = _start(number, tools, work, folder)
             state.step += 1
             finish(state, {REFUSED: 1.0}, "refused")
+    if guard.rang():
+        state = _back(guard, state, tools, folder)
     write_whole(final, lambda part: save_state(state, part))
+
+
+def _back(guard: Guard, state: PolicyState, tools: Tools, folder: Path) -> PolicyState:
+    """The state that the alarm goes back to; its step stays, for the steps were taken."""
+    assert guard.ring is not None
+    tools.watcher.say(guard.told())
+    tick = 0 if guard.ring.best is None else guard.ring.best.tick
+    found = checkpoint_of(guard.first + tick, folder, tools.loaded.trunk.device)
+    found.step = state.step
+    tools.state = found
+    return found
 
 
 def _fit_into_memory(tools: Tools, state: PolicyState) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from backflip.core.config import build, read_toml, require
 from backflip.core.errors import ConfigError, UnknownKeyError
+from backflip.measure.plan import Alarm
 from backflip.policies.plan import COMPARING, PPO, SFT, Optimise
 from backflip.raters.judge import JudgePlan
 from backflip.raters.personas import Crowd
@@ -162,6 +163,7 @@ class Plan:
     fit: Fit = field(default_factory=Fit)
     optimise: Optimise = field(default_factory=Optimise)
     ppo: PPO = field(default_factory=PPO)
+    alarm: Alarm = field(default_factory=Alarm)
     measure: Measure = Measure()
 
     def __post_init__(self) -> None:

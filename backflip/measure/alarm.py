@@ -1,0 +1,133 @@
+"""The alarm's judgement of a climb: does gold fall, where was it best, and what is said of it. Opens no store."""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from backflip.core.errors import DataError
+from backflip.core.records import Answer, Prompt
+from backflip.stats.falling import Evidence, Look, weigh
+
+GoldFunction = Callable[[str, str], float]
+SHOWN = 3
+"""Answers that an alarm shows."""
+
+
+class Seen(NamedTuple):
+    """A look, and the tick of the climb (steps into the round) at which it was taken."""
+
+    tick: int
+    look: Look
+
+
+class Ring(NamedTuple):
+    """An alarm that rang."""
+
+    at: Seen
+    best: Seen | None
+    """The look to go back to; None: the policy with which the round began."""
+    evidence: Evidence
+
+
+def listen(seen: Sequence[Seen], rate: float) -> Ring | None:
+    """The alarm after these looks; None while gold has not provably fallen."""
+    if not seen:
+        return None
+    evidence = weigh([s.look for s in seen])
+    if evidence.log_e < math.log(1 / rate):
+        return None
+    return Ring(seen[-1], None if evidence.best < 0 else seen[evidence.best], evidence)
+
+
+def gold_function(name: str) -> GoldFunction:
+    """The function that a plan names as "module:name". Raises: DataError when there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise DataError(
+            f'alarm.gold = "{name}" cannot be loaded: {e}.\n'
+            "The module may not be importable from here, or has no such function.\n"
+            "Install it or set PYTHONPATH, then start again with the same command."
+        ) from e
+    if not callable(found):
+        raise DataError(
+            f'alarm.gold = "{name}" is no function.\nThe name leads to something else in that module.\n'
+            "Name a function that takes prompt and answer as texts and returns a number."
+        )
+
+    def judge(prompt: str, answer: str) -> float:
+        return float(found(prompt, answer))
+
+    return judge
+
+
+def valued(name: str, judge: GoldFunction, prompt: str, answer: str) -> float:
+    """What the gold function says of an answer. Raises: DataError when it raises, or gives no finite number."""
+    try:
+        value = judge(prompt, answer)
+    except Exception as e:
+        raise _faulty(f"raised {type(e).__name__} ({e})", name, answer) from e
+    if not math.isfinite(value):
+        raise _faulty(f"returned {value}", name, answer)
+    return value
+
+
+def _faulty(what: str, name: str, answer: str) -> DataError:
+    return DataError(
+        f'The gold function {name} {what} for the answer "{answer[:80]}".\n'
+        "It may not be written for every text a model can give, such as an empty one.\n"
+        "Correct it and start again: the same command carries on from the last step, and nothing is lost."
+    )
+
+
+def win(ours: float, theirs: float) -> float:
+    """1 for a better answer, 1/2 for an equal one, 0 for a worse one."""
+    return 0.5 if ours == theirs else float(ours > theirs)
+
+
+def paragraph(ring: Ring, seen: Sequence[Seen], kl_target: float) -> str:
+    """What happened, in one paragraph."""
+    at, best, found = ring.at, ring.best, ring.evidence
+    judged = int(sum(s.look.judged for s in seen))
+    expected = dict(zip((s.tick for s in seen), found.expected.tolist(), strict=True))
+    back = (
+        f"after step {best.tick} ({best.look.d**2:.1f} nats), where it is expected to win {expected[best.tick]:.0%}"
+        if best is not None
+        else "with which the round began: no later one is expected to win more than half"
+    )
+    rival = next((s for s in seen if s.look.d**2 >= kl_target), None)
+    dumb = (
+        "A fixed KL budget at the leash's target would not have stopped yet."
+        if rival is None
+        else f"A fixed KL budget of {kl_target:g} nats would have stopped after step {rival.tick}, at "
+        f"{expected[rival.tick]:.0%}."
+    )
+    return (
+        f"The alarm rang after step {at.tick}, {at.look.d**2:.1f} nats from the untouched model: gold has fallen, "
+        f"though the score need not have. {judged} judgements say that the policy now wins {expected[at.tick]:.0%} of "
+        f"comparisons with the untouched model; a climb that never falls looks like this with a chance of at most "
+        f"{min(1.0, math.exp(-found.log_e)):.1%}. Gold was best near {found.peak**2:.1f} nats "
+        f"({found.low**2:.1f} to {found.high**2:.1f}). The climb stops and goes back to the policy {back}. {dumb}"
+    )
+
+
+class Exhibit(NamedTuple):
+    """An answer that the reward likes and gold does not."""
+
+    prompt: str
+    answer: str
+    reference: str
+    score: float
+    """Reward of the answer, less that of the untouched model's."""
+
+
+def exhibits(
+    prompts: Sequence[Prompt], ours: Sequence[Answer], theirs: Sequence[Answer], gain: Sequence[float],
+    wins: Sequence[float],
+) -> list[Exhibit]:  # fmt: skip
+    """The answers that lost although the reward rose most, at most `SHOWN` of them."""
+    lost = [i for i in range(len(ours)) if wins[i] < 0.5]
+    worst = sorted(lost, key=lambda i: -gain[i])[:SHOWN]
+    return [Exhibit(prompts[i].text, ours[i].text, theirs[i].text, float(gain[i])) for i in worst]
