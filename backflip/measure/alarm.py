@@ -108,7 +108,7 @@ def paragraph(ring: Ring, seen: Sequence[Seen], kl_target: float) -> str:
         f"The alarm rang after step {at.tick}, {at.look.d**2:.1f} nats from the untouched model: gold has fallen, "
         f"though the score need not have. {judged} judgements say that the policy now wins {expected[at.tick]:.0%} of "
         f"comparisons with the untouched model; a climb that never falls looks like this with a chance of at most "
-        f"{min(1.0, math.exp(-found.log_e)):.1%}. Gold was best near {found.peak**2:.1f} nats "
+        f"{max(0.001, min(1.0, math.exp(-found.log_e))):.1%}. Gold was best near {found.peak**2:.1f} nats "
         f"({found.low**2:.1f} to {found.high**2:.1f}). The climb stops and goes back to the policy {back}. {dumb}"
     )
 

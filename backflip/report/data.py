@@ -221,6 +221,26 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unlike:
+    """An answer that the reward likes and gold does not. Its texts are hostile until escaped."""
+
+    prompt: str
+    answer: str
+    reference: str
+    score: float
+    """Reward of the answer, less that of the untouched model's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlarmTold:
+    """What an alarm that rang said, and the answers that show it."""
+
+    round: int
+    told: str
+    samples: tuple[Unlike, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """A whole run. Empty tuples and None mean "no such data": the page leaves that panel out."""
 
@@ -247,6 +267,7 @@ class ReportData:
     """Nats per answer that the leash aims at."""
     fits: tuple[Fit, ...] = ()
     raters: tuple[RaterRow, ...] = ()
+    alarms: tuple[AlarmTold, ...] = ()
     side_by_side: tuple[SideBySide, ...] = ()
     side_by_side_split: str = "final"
     lengths: tuple[Lengths, ...] = ()

@@ -1,5 +1,7 @@
 """The report of a run, written into its folder."""
 
+from dataclasses import replace
+
 from backflip.core.disk import disk_error
 from backflip.core.errors import BackflipError, DataError
 from backflip.core.records import Judged, Prompt, Sample
@@ -7,6 +9,7 @@ from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
 from backflip.cycle.plan import read_plan
 from backflip.cycle.raters import raters_of
 from backflip.policies.plan import STEERING
+from backflip.report.alarm import told_alarms
 from backflip.report.data import ReportData
 from backflip.report.gather import gather
 from backflip.report.page import write_report
@@ -37,12 +40,14 @@ def report_run(run: RunPath) -> ReportData:
         return utility.judge(prompt, sample.text, sample.ended) if utility else None
 
     with run_store(root, plan) as store:
+        rounds = store.rounds()
         try:
             learned = raters_of(root, plan, store).raters
         except DataError:  # no votes yet that say anything
             learned = ()
         target = plan.ppo.kl_target if plan.optimise.by in STEERING else None
         data = gather(store, judge=judge, kl_target=target, learned=learned)
+    data = replace(data, alarms=told_alarms(root, rounds))
     try:
         write_report(root / PAGE, data)
     except OSError as e:

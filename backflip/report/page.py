@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from backflip.report import palette, plots, tables, words
+from backflip.report import alarm, palette, plots, tables, words
 from backflip.report.data import ReportData, as_dict
 from backflip.report.drawing import Figure
 
@@ -24,6 +24,8 @@ from backflip.report.drawing import Figure
 def build_report(data: ReportData) -> str:
     """The whole page. Panels without data are left out."""
     figures = plots.figures(data)
+    if (drawn := alarm.path(data)) is not None:
+        figures[drawn.id] = drawn
     return render(
         "report.html.j2",
         figures,
@@ -36,6 +38,7 @@ def build_report(data: ReportData) -> str:
         step_figures=[f for name, f in figures.items() if name.startswith("steps-")],
         forest=tables.forest(data.headline.attributes) if data.headline else None,
         versions=tables.versions(data),
+        alarm_looks=alarm.table(data),
         stages=tables.stages(data),
         fits=tables.fits(data),
         raters=tables.raters(data.raters),
