@@ -160,7 +160,8 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, str):
-        text = '"' + value.replace("\n", "\\n") + '"'
+        shown = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in value)
+        text = f'"{"".join(shown)}"'
     elif isinstance(value, list | tuple):
         text = "[" + ", ".join(_show(v) for v in value) + "]"
     else:

@@ -86,7 +86,7 @@ def test_a_broken_step_stops_the_run_with_the_state_before_it_and_its_answers_on
     root = new_run(tmp_path / "run", tiny_model, rounds=1, ppo=steps(3), optimise=Optimise(by=by))
     saved: list[dict[str, bytes]] = []
     real = optimise.save_checkpoint
-    monkeypatch.setattr(optimise, "save_checkpoint", lambda s, f: (real(s, f), saved.append(content(s)))[0])
+    monkeypatch.setattr(optimise, "save_checkpoint", lambda s, *a: (real(s, *a), saved.append(content(s)))[0])
     broken_at.add(1)
     with pytest.raises(BackflipError) as told:
         run_rounds(root)
