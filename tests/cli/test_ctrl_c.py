@@ -45,8 +45,19 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-FRESH = "import os, sys; from backflip.cli.start import main; os.write(1, b'up'); sys.exit(main())"
-"""A process that imports everything anew; Python's own start, before a line of ours runs, is none of our doing."""
+FRESH = """
+import os, signal, sys
+from backflip.cli.start import main
+
+def take(number, handler, really=signal.signal):
+    really(number, handler)
+    if number == signal.SIGTERM:
+        os.write(1, b"up")
+
+signal.signal = take
+sys.exit(main())
+"""
+"""A process that imports everything anew and says when it has taken the signals; what comes before is Python's own."""
 ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
