@@ -15,6 +15,9 @@ Choice = Literal["a", "b", "tie", "skip", "bad", "retract"]
 Verdict = Literal["a", "b", "tie"]
 Purpose = Literal["rate", "monitor", "final", "chat"]
 
+TALK = "chat/"
+"""How the ids of prompts and pairs begin that were made by talking to a policy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:

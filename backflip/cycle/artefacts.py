@@ -39,6 +39,15 @@ def readable(path: Path, cure: str) -> Iterator[None]:
         ) from e
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; errors as in `write_whole`."""
+
+    def write(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file or folder under another name, flush it, and move it to `path`.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backflip.core.protocols import Utility
 from backflip.core.records import Prompt, Purpose
 from backflip.core.rng import seed_of
-from backflip.cycle.artefacts import kept, write_whole
+from backflip.cycle.artefacts import kept, write_text
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Tools
 from backflip.measure.compare import Side
@@ -83,8 +83,4 @@ def _answer(tools: Tools, path: Path, baseline: Baseline, prompts: Sequence[Prom
             text, ended = baseline.finish(a.text, a.ended)
             rows.append(json.dumps({"prompt": a.prompt_id, "text": text, "ended": ended}, ensure_ascii=False))
         tools.watcher.advance(len(batch) // count)
-    write_whole(path, lambda part: _write_lines(part, rows))
-
-
-def _write_lines(path: Path, rows: Sequence[str]) -> None:
-    path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(row + "\n" for row in rows))

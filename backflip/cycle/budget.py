@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from backflip.core.errors import ConfigError
 from backflip.cycle.folder import RunPath
 from backflip.cycle.raters import learned_so_far
@@ -35,11 +33,9 @@ def budget_of(run: RunPath, more: int = 50) -> Budget:
     if more < 1:
         raise ConfigError(f"{more} votes buy nothing.\nThe number of votes to add must be 1 or more.\nGive --votes 50.")
     root, plan, fitted, _, held_out = learned_so_far(run)
-    z = held_out.features / fitted.reward.scale
-    votes = held_out.feedback
-    outcome = np.array([{"a": 1.0, "b": -1.0}.get(f.choice, 0.0) for f in votes])
-    apart = np.array([z[f.a] - z[f.b] for f in votes]).reshape(len(votes), z.shape[1])
-    bought = what_votes_buy(fitted, HeldOut(apart, outcome, [held_out.prompt[f.a] for f in votes]), more, plan.seed)
+    unit = [held_out.prompt[f.a] for f in held_out.feedback]
+    unseen = HeldOut(held_out.apart(held_out.features / fitted.reward.scale), held_out.outcome, unit)
+    bought = what_votes_buy(fitted, unseen, more, plan.seed)
     pairs = fitted.evidence.pairs
     return Budget(
         run=str(root), votes=0 if pairs is None else len(pairs.a), more=more, now=bought.now, gain=bought.gain,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from backflip.core.records import Pair, Sample
-from backflip.cycle.fit import compute_features, ensemble_of_round, reward_of_round, seen_by
+from backflip.cycle.fit import compute_features, learned_of_round, seen_by
 from backflip.cycle.tools import Tools
 from backflip.raters.pairs import Candidate, Chooser, chosen_pairs
 from backflip.rewards.ensemble import Ensemble
@@ -55,11 +55,10 @@ def known_before(number: int, tools: Tools) -> Known | None:
     """What round `number` knows before anybody has voted in it; None where the plan leaves its pairs to the lot."""
     if tools.plan.rate.choose == "random" or number == 1:
         return None
-    reward = reward_of_round(number - 1, tools)
+    reward, ensemble = learned_of_round(number - 1, tools)
     seen = seen_by(number - 1, tools).decided()
-    z = (seen.features - reward.mean) / reward.scale
-    told = np.array([z[f.a] - z[f.b] for f in seen.feedback])
-    return Known(reward, ensemble_of_round(number - 1, tools), told)
+    told = seen.apart((seen.features - reward.mean) / reward.scale)
+    return Known(reward, ensemble, told)
 
 
 def open_chosen(

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from backflip.core.errors import DataError
 from backflip.core.records import Metric, ModelVersion, Sample
-from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_whole
+from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_text, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
 from backflip.cycle.votes import CHAT, ROUND_FEATURES, Features, Table, features_file, votes_table
 from backflip.rewards.ensemble import Ensemble, fit_ensemble, load_ensemble, save_ensemble
 from backflip.rewards.fit import Fitted, Reward, emphasis, fit_votes, require_preference
-from backflip.rewards.model import features_of, load_reward, save_reward
+from backflip.rewards.model import RewardModel, features_of, load_reward, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
 from backflip.stats.bootstrap import Interval
@@ -111,24 +111,27 @@ def _fit(number: int, tools: Tools, table: Features, seen: Table) -> tuple[Rewar
     return fitted.reward, path
 
 
-def ensemble_of_round(number: int, tools: Tools) -> Ensemble | None:
-    """The members beside the reward of round `number`; None where it was fitted before there were any."""
-    reward_of_round(number, tools)  # makes both anew when one is missing or damaged
-    return load_ensemble(tools.round_dir(number) / "reward")
+def learned_of_round(number: int, tools: Tools) -> tuple[Reward, Ensemble | None]:
+    """The reward that round `number` fitted, and its members; None where it was fitted before there were any.
 
-
-def reward_of_round(number: int, tools: Tools) -> Reward:
-    """The reward that round `number` fitted; fitted anew on its votes when its file is missing or damaged."""
+    Both are fitted anew on the round's votes when a file is missing or damaged.
+    """
     folder = tools.round_dir(number) / "reward"
     with suppress(*UNREADABLE):
-        reward, _ = load_reward(folder), load_ensemble(folder)
-        return reward
+        return load_reward(folder), load_ensemble(folder)
     store, mark = tools.store, tools.store.watermark(number)
     counted = [m.value for m in store.metrics(round=number, step="fit", name="votes/count")]
     which = "the same votes" if counted == [len(store.votes(upto=mark))] else "the votes that are left"
     tools.watcher.say(f"round {number}: its reward is missing or damaged, and is fitted anew on {which}")
     table = _features(number, tools)
-    return _fit(number, tools, table, _seen(tools, table, mark))[0]
+    _fit(number, tools, table, _seen(tools, table, mark))
+    return load_reward(folder), load_ensemble(folder)
+
+
+def scorer_of_round(number: int, tools: Tools) -> RewardModel:
+    """What round `number` fitted, ready to score answers."""
+    reward, ensemble = learned_of_round(number, tools)
+    return RewardModel(reward, tools.reader, ensemble)
 
 
 def _features(number: int, tools: Tools) -> Features:
@@ -179,21 +182,15 @@ def compute_features(tools: Tools, samples: Sequence[Sample]) -> Array:
 
 def gaps(reward: Reward, table: Table) -> Array:
     """(P,) predicted reward of a minus that of b, in units of the normalised reward."""
-    score = reward.score(table.features)
-    return np.array([score[f.a] - score[f.b] for f in table.feedback])
+    return table.apart(reward.score(table.features))
 
 
 def _reliability(number: int, tools: Tools, reward: Reward, held_out: Table) -> float:
     """Expected calibration error on held-out votes; the bins behind it go to the round's `reliability.json`."""
     votes = gaps(reward, held_out) * reward.slope, [f.choice for f in held_out.feedback], reward.tie
     table = {"bins": [b._asdict() for b in reliability_bins(*votes)], "slope": reward.slope, "tie": reward.tie}
-    text = json.dumps(table)
-    write_whole(tools.round_dir(number) / "reliability.json", lambda part: _write(part, text))
+    write_text(tools.round_dir(number) / "reliability.json", json.dumps(table))
     return calibration_error(*votes)
-
-
-def _write(part: Path, text: str) -> None:
-    part.write_text(text, encoding="utf-8")
 
 
 def _judge(tools: Tools, reward: Reward, seen: Table, held_out: Table, mark: int) -> dict[str, Interval]:

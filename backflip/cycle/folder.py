@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from backflip.core.disk import disk_told
 from backflip.core.errors import BusyError, ConfigError, DataError
-from backflip.cycle.artefacts import write_whole
+from backflip.cycle.artefacts import write_text
 from backflip.cycle.plan import Plan, plan_toml, read_plan
 from backflip.store import Store, open_store
 
@@ -44,7 +44,7 @@ def start_run(root: Path, plan: Plan) -> None:
     text = plan_toml(plan)
     try:
         if not file.exists():
-            write_whole(file, lambda part: _write(part, text))
+            write_text(file, text)
             return
     except OSError as e:
         raise ConfigError(f"{root} cannot be a run's folder: {e.strerror}.\nChoose another with --dir.") from None
@@ -127,7 +127,7 @@ def run_store(root: Path, plan: Plan) -> Store:
     mark = root / NAME
     if not mark.exists():
         name = secrets.token_hex(8)
-        write_whole(mark, lambda part: _write(part, name))
+        write_text(mark, name)
     name = mark.read_text(encoding="utf-8")
     if store.note("run") is None:
         with store.begin() as tx:
@@ -142,8 +142,9 @@ def run_store(root: Path, plan: Plan) -> Store:
     return store
 
 
-def _write(part: Path, text: str) -> None:
-    part.write_text(text, encoding="utf-8")
+def alarm_path(root: Path, number: int) -> Path:
+    """Where the alarm of a round, if it rang, lies."""
+    return root / "rounds" / f"r{number}" / "alarm.json"
 
 
 def find_run(wanted: RunPath | None) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -10,18 +9,31 @@ from backflip.core.errors import BackflipError, DataError
 from backflip.core.protocols import Scorer
 from backflip.core.records import Answer, Judged, Pair, Prompt
 from backflip.core.rng import generator, seed_of
-from backflip.cycle.artefacts import write_whole
-from backflip.cycle.folder import REFERENCE
+from backflip.cycle.artefacts import write_text
+from backflip.cycle.folder import REFERENCE, alarm_path
 from backflip.cycle.tools import Tools
-from backflip.measure.alarm import Exhibit, Ring, Seen, exhibits, gold_function, listen, paragraph, valued, win
+from backflip.measure.alarm import (
+    BACK_TO,
+    DISTANCE,
+    EVIDENCE,
+    JUDGED,
+    WINS,
+    Exhibit,
+    Ring,
+    Seen,
+    exhibits,
+    gold_function,
+    listen,
+    paragraph,
+    valued,
+    win,
+)
 from backflip.policies.state import PolicyState
+from backflip.stats.calibration import OUTCOME
 from backflip.stats.falling import Look
 
 FEWEST = 4
 """Monitor prompts below which an alarm is refused: a look on fewer says nothing."""
-WINS, JUDGED, DISTANCE, EVIDENCE = "alarm/wins", "alarm/judged", "alarm/kl", "alarm/log_e"
-BACK_TO = "alarm/back_to"
-"""The tick that a climb went back to when its alarm rang; told at the tick where it rang."""
 
 
 class Guard:
@@ -89,8 +101,7 @@ class Guard:
     def _write(self) -> None:
         """`alarm.json` in the round's folder: the paragraph and the answers that show it."""
         shown = {"told": self.told(), "samples": [e._asdict() for e in self._exhibits]}
-        text = json.dumps(shown, ensure_ascii=False, indent=1)
-        write_whole(alarm_path(self.tools.root, self.number), lambda part: _put(part, text))
+        write_text(alarm_path(self.tools.root, self.number), json.dumps(shown, ensure_ascii=False, indent=1))
 
     def _answers(self, state: PolicyState) -> tuple[list[Prompt], list[Answer], list[Answer]]:
         """Monitor prompts drawn by lot, answered anew by the policy and by the untouched model."""
@@ -121,17 +132,7 @@ class Guard:
             id=f"r{self.number}/alarm/{tick}/{prompt.id}", round=self.number, stream="reference", prompt_id=prompt.id,
             sample_a="policy", sample_b=REFERENCE, policy=ours.policy,
         )  # fmt: skip
-        worth = {"a": 1.0, "b": 0.0, "tie": 0.5}
-        return float(np.mean([worth[v.choice] for v in self.tools.crowd.votes(pair, a, b, at=0.0)]))
-
-
-def alarm_path(root: Path, number: int) -> Path:
-    """Where a round's alarm, if it rang, lies."""
-    return root / "rounds" / f"r{number}" / "alarm.json"
-
-
-def _put(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        return float(np.mean([OUTCOME[v.choice] for v in self.tools.crowd.votes(pair, a, b, at=0.0)]))
 
 
 def _true(tools: Tools, prompt: Prompt, answer: Answer) -> Judged:

@@ -12,12 +12,13 @@ from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import UNREADABLE, load_answers, samples_of, save_answers, write_whole
 from backflip.cycle.baselines import against_baselines
-from backflip.cycle.fit import ensemble_of_round, reward_of_round
+from backflip.cycle.fit import learned_of_round
 from backflip.cycle.folder import BASE, REFERENCE
 from backflip.cycle.sample import ask_machines
 from backflip.cycle.tools import Outcome, Tools
 from backflip.measure.compare import Side, compare
 from backflip.raters.pairs import reference_pairs
+from backflip.rewards.ensemble import Ensemble
 from backflip.rewards.fit import Reward
 from backflip.rewards.model import features_of
 from backflip.sampling.score import middle_layer
@@ -29,7 +30,7 @@ Array = NDArray[np.float64]
 def measure(number: int, tools: Tools) -> Outcome:
     """Monitor prompts after every round, final prompts after the last; people's held-out pairs are opened here."""
     plan = tools.plan
-    reward = reward_of_round(number, tools)
+    reward, ensemble = learned_of_round(number, tools)
     policy = f"policy-r{number}"
     metrics: list[Metric] = []
     splits: list[Purpose] = ["monitor", "final"] if number == plan.rounds else ["monitor"]
@@ -38,7 +39,7 @@ def measure(number: int, tools: Tools) -> Outcome:
         sides = [_side(tools, reward, s) for s in (after, reference)]
         figures = compare(*sides, seed=plan.seed)
         metrics += _metrics(number, {f"{split}/{n}": i for n, i in figures.items()})
-        metrics += _metrics(number, _spreads(number, tools, split, after, reference))
+        metrics += _metrics(number, _spreads(tools, ensemble, split, after, reference))
         metrics += _against_others(number, tools, reward, split, sides)
         asked = [tools.prompts[i] for i in dict.fromkeys(s.prompt_id for s in reference)]
         metrics += _metrics(number, against_baselines(tools, split, asked, *sides))
@@ -119,10 +120,9 @@ def _save_npz(path: object, arrays: dict[str, Array]) -> None:
 
 
 def _spreads(
-    number: int, tools: Tools, split: Purpose, after: Sequence[Sample], before: Sequence[Sample]
+    tools: Tools, ensemble: Ensemble | None, split: Purpose, after: Sequence[Sample], before: Sequence[Sample]
 ) -> dict[str, Interval]:
     """How unsure the reward is of the policy's and the untouched model's answers; nothing without an ensemble."""
-    ensemble = ensemble_of_round(number, tools)
     if ensemble is None or len(ensemble.bias) < 2:
         return {}
     sides = {f"{split}/spread": after, f"{split}/spread_reference": before}

@@ -12,7 +12,7 @@ import numpy as np
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import checkpoint_of, newest_checkpoint, save_checkpoint
-from backflip.cycle.fit import ensemble_of_round, reward_of_round
+from backflip.cycle.fit import scorer_of_round
 from backflip.cycle.guard import Guard
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
@@ -24,14 +24,12 @@ from backflip.policies.foresight import at_a_time, keep_within_memory, longest_i
 from backflip.policies.methods import METHODS
 from backflip.policies.not_finite import NotFinite
 from backflip.policies.state import PolicyState, fresh_state, save_state
-from backflip.rewards.model import RewardModel
+from backflip.stats.calibration import OUTCOME
 
 WARM_UP = 96
 """Answers of the round on which the critic learns a refitted reward's scale before the first step."""
 MOST_REFUSED = 3
 """Steps in a row that may be refused before a climb stops whatever the plan says."""
-WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
-"""How far a vote speaks for answer a."""
 
 
 def optimise(number: int, tools: Tools) -> Outcome:
@@ -48,7 +46,7 @@ def optimise(number: int, tools: Tools) -> Outcome:
 def _climb(number: int, tools: Tools, final: Path) -> None:
     """Take the round's remaining steps and save the policy as `final`."""
     plan = tools.plan
-    scorer = RewardModel(reward_of_round(number, tools), tools.reader, ensemble_of_round(number, tools))
+    scorer = scorer_of_round(number, tools)
     method = METHODS[plan.optimise.by]
     votes = preferences(number, tools) if method.votes else []
     work = rollout.Tools(tools.engine, tools.reader, scorer, tools.split("train"), votes, policy_before(number))
@@ -172,7 +170,7 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
         raise RuntimeError("the round's votes are counted by its fit, which has not begun")
     pairs = {p.id: p for p in tools.store.pairs()}
     weight = vote_weights(pairs.values())
-    votes = [v for v in tools.store.votes(stream="fit", upto=mark) if v.verdict in WINS]
+    votes = [v for v in tools.store.votes(stream="fit", upto=mark) if v.verdict is not None]
     votes = [v for v in votes if pairs[v.pair_id].prompt_id in tools.prompts]  # a talk may be younger than the run
     votes.sort(key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
     ids = sorted({i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)})
@@ -184,7 +182,7 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
             prompts[pair.prompt_id],
             answers[pair.sample_a],
             answers[pair.sample_b],
-            WINS[v.verdict],
+            OUTCOME[v.verdict],
             weight[pair.id],
         )
         for v in votes

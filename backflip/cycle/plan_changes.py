@@ -13,7 +13,7 @@ from typing import Any
 
 from backflip.core.disk import disk_told
 from backflip.core.errors import ConfigError
-from backflip.cycle.artefacts import write_whole
+from backflip.cycle.artefacts import write_text
 from backflip.cycle.folder import BASE, PLAN, PUBLISHED, REFERENCE
 from backflip.cycle.plan import Plan, plan_toml, read_plan, toml_value
 from backflip.store import Store
@@ -75,7 +75,7 @@ def adopt_plan(root: Path, plan: Plan, store: Store) -> list[str]:
     first, noted = _file(root, 1), store.note("plan")
     fresh = noted is None or (not begun and store.note(REFERENCE) is None and store.note(BASE) is None)
     if not first.exists() and not fresh and noted:  # a run that an earlier Backflip began
-        _write(first, noted)
+        write_text(first, noted)
     if fresh:
         _keep(first, plan)
         return []
@@ -222,11 +222,4 @@ def _keep(file: Path, plan: Plan, begun: int = 0, changes: Mapping[str, tuple[st
     head = [f"The plan of this run from round {begun + 1} on."]
     if changes:
         head += ["What differs from the round before:", *(f"  {k}: {a} -> {b}" for k, (a, b) in changes.items())]
-    _write(file, "".join(f"# {line}\n" for line in head) + "\n" + plan_toml(plan))
-
-
-def _write(file: Path, text: str) -> None:
-    def into(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_whole(file, into)
+    write_text(file, "".join(f"# {line}\n" for line in head) + "\n" + plan_toml(plan))

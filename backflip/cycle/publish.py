@@ -7,7 +7,7 @@ from typing import Literal
 from backflip.core.errors import ConfigError
 from backflip.cycle.artefacts import write_whole
 from backflip.cycle.checkpoints import load_policy_state
-from backflip.cycle.fit import ensemble_of_round, reward_of_round
+from backflip.cycle.fit import scorer_of_round
 from backflip.cycle.folder import PLAN, RunPath, find_run, run_store
 from backflip.cycle.plan import read_plan
 from backflip.cycle.talk import saved_version
@@ -18,7 +18,6 @@ from backflip.models.chat import Chat, open_chat
 from backflip.models.gguf_write import write_gguf
 from backflip.models.load import Loaded
 from backflip.models.save import save_adapter, save_merged
-from backflip.rewards.model import RewardModel
 from backflip.rewards.save import save_classifier
 
 Kind = Literal["hf", "adapter", "gguf"]
@@ -34,7 +33,7 @@ def publish(number: int, tools: Tools) -> None:
     plan = (tools.root / "plan.toml").read_text(encoding="utf-8")
     votes, base = len(tools.store.votes()), tools.loaded.source
     adapter = tools.policy(f"policy-r{number}").adapter
-    reward = RewardModel(reward_of_round(number, tools), tools.reader, ensemble_of_round(number, tools))
+    reward = scorer_of_round(number, tools)
     policy = _policy_makers(tools.loaded, tools.chat, adapter, plan, votes)
     makers: dict[str, Callable[[Path], None]] = {
         "adapter": policy["adapter"],

@@ -23,6 +23,7 @@ from backflip.stats.agreement import (
     share_of,
 )
 from backflip.stats.bootstrap import Interval, bootstrap_mean
+from backflip.stats.calibration import hits
 from backflip.stats.evidence import without_rater
 from backflip.stats.raters import LAPSE, Pooling, RaterFit, fit_raters
 from backflip.stats.reliability import posterior_draws, reliability
@@ -205,9 +206,7 @@ def _without(fitted: Fitted, rater: int, reference: Array, held_out: Table, seed
 def _right(fitted: Fitted, crowd: RaterFit, held_out: Table) -> Array:
     """(P,) whether the better-rewarded answer won each held-out vote; ties count half."""
     score = (held_out.features / fitted.reward.scale) @ (fitted.basis @ crowd.weight)
-    gap = np.array([score[f.a] - score[f.b] for f in held_out.feedback])
-    outcome = np.array([{"a": 1.0, "b": -1.0}.get(f.choice, 0.0) for f in held_out.feedback])
-    return np.asarray(0.5 + 0.5 * np.sign(gap) * outcome)
+    return hits(held_out.apart(score), held_out.outcome)
 
 
 def _mean(values: Array, held_out: Table, seed: int) -> Interval | None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from backflip.core.errors import BackflipError
-from backflip.cycle.artefacts import write_whole
+from backflip.cycle.artefacts import write_text
 from backflip.cycle.folder import PLAN
 from backflip.policies.not_finite import NotFinite
 
@@ -15,11 +15,7 @@ def save_refused(file: Path, error: NotFinite) -> Path:
     Raises: BackflipError when the disk is full.
     """
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in error.lines)
-
-    def into(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_whole(file, into)
+    write_text(file, text)
     return file
 
 

@@ -8,8 +8,9 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backflip.core.records import Feedback, Pair, Purpose, Sample, Thumbed, ThumbVote, Vote
+from backflip.core.records import TALK, Feedback, Pair, Purpose, Sample, Thumbed, ThumbVote, Vote
 from backflip.cycle.artefacts import kept, load_array
+from backflip.stats.calibration import OUTCOME
 from backflip.store import Store
 
 Array = NDArray[np.float64]
@@ -33,6 +34,16 @@ class Table(NamedTuple):
     def decided(self) -> "Table":
         """Without "skip", which says nothing of the answers, and without thumbs."""
         return self._replace(feedback=[f for f in self.feedback if f.choice != "skip"], thumbs=[])
+
+    def apart(self, rows: Array) -> Array:
+        """(P, ...) what an answer a has in `rows` (B, ...), one an answer, less what its b has."""
+        a, b = np.array([(f.a, f.b) for f in self.feedback], dtype=np.int64).reshape(-1, 2).T
+        return np.asarray(rows[a] - rows[b])
+
+    @property
+    def outcome(self) -> Array:
+        """(P,) what each vote is worth to its answer a: 1, a half or 0. Of decided votes only."""
+        return np.array([OUTCOME[f.choice] for f in self.feedback])
 
 
 def features_file(artefact: Path, purpose: Literal["rate", "chat"]) -> Path:
@@ -103,7 +114,7 @@ def votes_table(store: Store, table: Features, votes: Sequence[Vote], thumbs: Se
 
 def _shown(vote: Vote, pair: Pair) -> Literal[-1, 0, 1]:
     """Which answer stood first, as in `Feedback`; of imported votes it may be a guess, of chats it is no lot."""
-    if pair.round == 0 or pair.id.startswith("chat/"):
+    if pair.round == 0 or pair.id.startswith(TALK):
         return 0
     return 1 if vote.shown == "ab" else -1
 

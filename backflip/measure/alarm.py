@@ -12,6 +12,10 @@ from backflip.stats.falling import Evidence, Look, weigh
 GoldFunction = Callable[[str, str], float]
 SHOWN = 3
 """Answers that an alarm shows."""
+WINS, JUDGED, DISTANCE, EVIDENCE = "alarm/wins", "alarm/judged", "alarm/kl", "alarm/log_e"
+"""A look's figures among those of its step."""
+BACK_TO = "alarm/back_to"
+"""The tick that a climb went back to when its alarm rang; told at the tick where it rang."""
 
 
 class Seen(NamedTuple):

@@ -5,13 +5,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from backflip.cycle.folder import alarm_path
+from backflip.measure.alarm import BACK_TO, DISTANCE, JUDGED, WINS
 from backflip.report.data import AlarmTold, Estimate, ReportData, Step, Unlike
 from backflip.report.drawing import Figure, Key, Trace, above, layout, line, measured, span, upright
 from backflip.report.palette import LIGHT
 from backflip.report.tables import Table
 from backflip.report.words import interval, number, percent
 
-WINS, JUDGED, KL, BACK_TO = "alarm/wins", "alarm/judged", "alarm/kl", "alarm/back_to"
 LOWER, UPPER = (0.0, 0.46), (0.56, 1.0)
 """Shares of the figure's height for wins and score."""
 Z = 1.96
@@ -22,7 +23,7 @@ def told_alarms(root: Path, rounds: Sequence[int]) -> tuple[AlarmTold, ...]:
     out = []
     for number_ in rounds:
         try:
-            found = json.loads((root / "rounds" / f"r{number_}" / "alarm.json").read_text(encoding="utf-8"))
+            found = json.loads(alarm_path(root, number_).read_text(encoding="utf-8"))
             out.append(
                 AlarmTold(round=number_, told=found["told"], samples=tuple(Unlike(**s) for s in found["samples"]))
             )
@@ -41,13 +42,13 @@ def wilson(wins: float, judged: float) -> Estimate:
 
 def looks(data: ReportData) -> list[Step]:
     """The steps of the newest round with an alarm at which it looked."""
-    seen = [s for s in data.steps if s.values.get(JUDGED, 0) > 0 and WINS in s.values and KL in s.values]
+    seen = [s for s in data.steps if s.values.get(JUDGED, 0) > 0 and WINS in s.values and DISTANCE in s.values]
     return [s for s in seen if s.round == seen[-1].round]
 
 
 def distance(step: Step) -> float:
     """Square root of the KL at a look, in nats."""
-    return math.sqrt(max(step.values[KL], 0.0))
+    return math.sqrt(max(step.values[DISTANCE], 0.0))
 
 
 def stop_at(seen: Sequence[Step]) -> Step | None:
@@ -128,6 +129,6 @@ def table(data: ReportData) -> Table | None:
         share = f"{percent(won.value)} ({interval(won, share=True)})"
         score = number(s.values.get("objective/scores"))
         rows.append(
-            (f"{s.round}.{s.tick}", number(s.values[KL], 1), score, share, number(s.values[JUDGED], 0), note(s))
+            (f"{s.round}.{s.tick}", number(s.values[DISTANCE], 1), score, share, number(s.values[JUDGED], 0), note(s))
         )
     return Table(heads=("step", "KL, nats", "score", "wins", "judged", ""), rows=tuple(rows))

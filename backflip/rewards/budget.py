@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 
 from backflip.core.errors import DataError
 from backflip.core.rng import generator
-from backflip.rewards.fit import QUICK, Fitted, teaches, without
-from backflip.stats.evidence import Thumbs
+from backflip.rewards.fit import Fitted, learned_again, teaches, without
+from backflip.stats.calibration import hits
 from backflip.stats.judgements import CODES
 from backflip.stats.learning_curve import Bought, gain_of_more
-from backflip.stats.raters import ALIKE, fit_raters
 
 Array = NDArray[np.float64]
 SHARES: Final = (0.2, 0.35, 0.5, 0.7, 1.0)
@@ -25,7 +24,7 @@ FEWEST = 12
 
 
 class HeldOut(NamedTuple):
-    """Votes that served no fit. Shapes: apart (H, F), standardised features of a less b's; outcome (H,) 1, 0 or -1."""
+    """Votes that served no fit. Shapes: apart (H, F), standardised features of a less b's; outcome (H,) 1, 1/2 or 0."""
 
     apart: Array
     outcome: Array
@@ -48,7 +47,7 @@ def what_votes_buy(fitted: Fitted, held_out: HeldOut, more: int, seed: int) -> B
             "The answer comes from rewards fitted on parts of the votes there are.\n"
             "Rate some more pairs, then ask again."
         )
-    outcome = np.where(pairs.choice == CODES["a"], 1.0, np.where(pairs.choice == CODES["b"], -1.0, 0.0))
+    outcome = np.where(pairs.choice == CODES["a"], 1.0, np.where(pairs.choice == CODES["b"], 0.0, 0.5))
     own = fitted.rows[pairs.a] - fitted.rows[pairs.b]
     right = np.full((REPEATS, len(owner) + len(held_out.unit), len(SHARES)), np.nan)
     size = np.zeros(len(SHARES))
@@ -62,26 +61,12 @@ def what_votes_buy(fitted: Fitted, held_out: HeldOut, more: int, seed: int) -> B
             weight = _learned(fitted, kept)
             if weight is None:
                 continue
-            right[r, : len(owner), s] = np.where(tested, _right(own @ weight, outcome), np.nan)
-            right[r, len(owner) :, s] = _right(held_out.apart @ fitted.basis @ weight, held_out.outcome)
+            right[r, : len(owner), s] = np.where(tested, hits(own @ weight, outcome), np.nan)
+            right[r, len(owner) :, s] = hits(held_out.apart @ fitted.basis @ weight, held_out.outcome)
     return gain_of_more(size, right, [*owner.tolist(), *held_out.unit], len(owner), more, seed)
 
 
 def _learned(fitted: Fitted, kept: NDArray[np.bool_]) -> Array | None:
     """(D,) weights learned from some of the votes alone; None where those teach nothing."""
-    evidence = fitted.evidence
-    silenced = None if evidence.thumbs is None else np.ones(len(evidence.thumbs.item), dtype=bool)
-    part = without(evidence, ~kept, silenced)
-    if not teaches(part):
-        return None
-    if isinstance(part.thumbs, Thumbs):
-        part = part._replace(thumbs=None)
-    crowd = fitted.crowd
-    pooling = QUICK if crowd.spread.any() else ALIKE
-    return fit_raters(
-        fitted.rows, part, pooling, prior=fitted.reward.prior, spread=crowd.spread, ftol=1e-7
-    ).weight  # fmt: skip
-
-
-def _right(gap: Array, outcome: Array) -> Array:
-    return np.asarray(0.5 + 0.5 * np.sign(gap) * outcome)
+    part = without(fitted.evidence._replace(thumbs=None), ~kept)
+    return learned_again(fitted, fitted.rows, part).weight if teaches(part) else None

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from backflip.core.rng import generator
-from backflip.rewards.fit import QUICK, Fitted, teaches
+from backflip.rewards.fit import Fitted, learned_again, teaches
 from backflip.rewards.plan import Fit
 from backflip.stats.evidence import Evidence
-from backflip.stats.raters import ALIKE, fit_raters
 
 Array = NDArray[np.float64]
 FILE = "members.safetensors"
@@ -75,13 +74,8 @@ def _member(fitted: Fitted, config: Fit, seed: int, k: int) -> Array:
         wide = rows @ basis.T * seen  # gaps are kept exactly, and rewards up to a constant
         basis = np.linalg.qr(wide.T)[0] if len(wide) < size else np.eye(size)
         rows = wide @ basis
-    crowd = fitted.crowd
-    start = crowd if config.member_features == 1 else None
-    pooling = QUICK if crowd.spread.any() else ALIKE
-    member = fit_raters(
-        rows, evidence, pooling, prior=fitted.reward.prior, start=start, spread=crowd.spread, ftol=1e-7
-    )  # fmt: skip
-    return np.asarray(basis @ member.weight)
+    start = fitted.crowd if config.member_features == 1 else None
+    return np.asarray(basis @ learned_again(fitted, rows, evidence, start).weight)
 
 
 def resampled(fitted: Fitted, luck: np.random.Generator) -> Evidence:

@@ -142,6 +142,13 @@ def fit_votes(
     return Fitted(reward, crowd, raters, evidence, rows, basis, owner)
 
 
+def learned_again(fitted: Fitted, rows: Array, evidence: Evidence, start: RaterFit | None = None) -> RaterFit:
+    """The fit on other evidence or rows (N, D'), roughly: how far raters may differ is taken as found in `fitted`."""
+    spread = fitted.crowd.spread
+    pooling = QUICK if spread.any() else ALIKE
+    return fit_raters(rows, evidence, pooling, prior=fitted.reward.prior, start=start, spread=spread, ftol=ROUGH)
+
+
 def emphasis(features: int) -> Array:
     """(F,) how strongly each feature counts in a fit: the few token figures more than the many hidden units."""
     out = np.ones(features)

@@ -32,9 +32,15 @@ def accuracy(
 
     Shapes: gap, choice, unit (N,). Raises: ValueError as `bootstrap_mean`, or for an unknown choice.
     """
-    x, outcome = _votes(gap, choice)
-    hit = 0.5 + 0.5 * np.sign(x) * (2 * outcome - 1)
-    return bootstrap_mean(hit, seed, draws, level, unit=unit)
+    return bootstrap_mean(hits(*_votes(gap, choice)), seed, draws, level, unit=unit)
+
+
+def hits(gap: Floats, outcome: Floats) -> Floats:
+    """(N,) whether the winner has the higher reward, 1 or 0; tied votes and gaps of exactly 0 count half.
+
+    Shapes: gap, outcome (N,); the outcome is 1 where a won, 0 where b did, 1/2 for a tie.
+    """
+    return np.asarray(0.5 + 0.5 * np.sign(gap) * (2 * outcome - 1))
 
 
 def log_loss(
@@ -87,7 +93,7 @@ def reliability_bins(gap: ArrayLike, choice: Sequence[str], tie: float = 0.0, bi
         raise ValueError("a calibration error needs votes, tie >= 0 and bins >= 1")
     size = np.abs(x)
     sure = 0.5 + 0.5 * (np.exp(-np.logaddexp(0, tie - size)) - np.exp(-np.logaddexp(0, tie + size)))
-    hit = 0.5 + 0.5 * np.sign(x) * (2 * outcome - 1)
+    hit = hits(x, outcome)
     place = np.minimum((2 * (sure - 0.5) * bins).astype(np.int64), bins - 1)
     return [
         Bin(float(sure[place == k].mean()), float(hit[place == k].mean()), int((place == k).sum()))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from backflip.core.errors import DataError
 from backflip.core.records import Demonstration, Flag, Guidelines, Invite, Login, Rater
 from backflip.store.engine import Database
-from backflip.store.rows import as_record, having
+from backflip.store.rows import as_record, as_row, having
 from backflip.store.tables import demonstrations, flags, guidelines, invites, logins, prompts, raters, samples
 
 R = TypeVar("R")
@@ -101,7 +101,7 @@ class People:
             if newest is not None and newest.text == text:
                 return as_record(Guidelines, newest)
             record = Guidelines(version=newest.version + 1 if newest else 1, text=text, at=time.time())
-            connection.execute(sa.insert(guidelines), _row(record))
+            connection.execute(sa.insert(guidelines), as_row(record))
             return record
 
     def flags(self) -> list[Flag]:
@@ -124,19 +124,15 @@ class People:
         with self._database.write() as connection:
             known = connection.execute(sa.select(table).where(table.c.key == record.key)).first()
             if known is not None:
-                row, same = _row(record), known._mapping
+                row, same = as_row(record), known._mapping
                 if any(row[name] != same[name] for name in row if name != "at"):
                     raise DataError(f"The key {record.key!r} is taken.\nGive everything a key of its own.")
                 return False
             if connection.execute(sa.select(about.c.id).where(about.c.id == id)).first() is None:
                 raise DataError(f"The store has no {about.name.removesuffix('s')} {id!r}.")
-            connection.execute(sa.insert(table), _row(record))
+            connection.execute(sa.insert(table), as_row(record))
             return True
 
     def _records(self, kind: type[R], query: sa.Select[Any]) -> list[R]:
         with self._database.read() as connection:
             return [as_record(kind, row) for row in connection.execute(query)]
-
-
-def _row(record: Any) -> dict[str, Any]:
-    return dict(vars(record))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from backflip.core.errors import DataError
 from backflip.core.records import Metric, ModelVersion, Pair, Prompt, Rater, Sample, ThumbVote, Vote
 from backflip.store.ledger import ThumbLedger, VoteLedger
+from backflip.store.rows import as_row
 from backflip.store.tables import (
     counters,
     metrics,
@@ -128,7 +128,7 @@ class Tx:
         A value may be NaN; a bound that is NaN is stored as None.
         """
         if records:
-            rows = [{**_row(r), "low": _bound(r.low), "high": _bound(r.high)} for r in records]
+            rows = [{**as_row(r), "low": _bound(r.low), "high": _bound(r.high)} for r in records]
             with self._whole("metric"):
                 self._replace(metrics, ["round", "step", "tick", "name"], rows)
 
@@ -149,7 +149,7 @@ class Tx:
         """Insert the records whose id is new; refuse an id whose stored content differs."""
         if not records:
             return
-        rows = [_row(r) for r in records]
+        rows = [as_row(r) for r in records]
         with self._whole(what):
             self._insert_new(table, ["id"], rows)
             stored: dict[str, dict[str, Any]] = {}
@@ -185,7 +185,7 @@ class Tx:
 
     def _number(self, table: sa.Table, new: Sequence[B], last: int) -> int:
         """Store ballots under the numbers after `last`; how many they are."""
-        rows = [{**_row(ballot), "seq": last + i} for i, ballot in enumerate(new, start=1)]
+        rows = [{**as_row(ballot), "seq": last + i} for i, ballot in enumerate(new, start=1)]
         if rows:
             self._connection.execute(sa.insert(table), rows)
             newest = sa.update(counters).where(counters.c.name == "votes").values(value=last + len(rows))
@@ -239,8 +239,3 @@ def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _bound(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
-
-
-def _row(record: "DataclassInstance") -> dict[str, Any]:
-    """A record as a row: columns bear the fields' names."""
-    return {f.name: getattr(record, f.name) for f in fields(record)}

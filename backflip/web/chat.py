@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from backflip.core.errors import BackflipError, DataError
-from backflip.core.records import Answer, Pair, Prompt, Sample, ThumbVote
+from backflip.core.records import TALK, Answer, Pair, Prompt, Sample, ThumbVote
 from backflip.cycle.artefacts import samples_of, save_answers
 from backflip.cycle.folder import REFERENCE
 from backflip.web.security import Session, csrf_checked
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 
-PREFIX = "chat/"
-"""Ids of prompts and pairs that were made by talking."""
 MOST_WAITING = 8
 """Questions that may wait for the model."""
 HALF = "\ufffd"
@@ -129,7 +127,7 @@ class Talker:
         pair = None
         if first is not None and first.text != sample.text:
             pair = Pair(
-                id=PREFIX + _digest([first.id, sample.id]), round=round, stream="fit", prompt_id=prompt.id,
+                id=TALK + _digest([first.id, sample.id]), round=round, stream="fit", prompt_id=prompt.id,
                 sample_a=first.id, sample_b=sample.id, policy=answer.policy, raters_wanted=0,
             )  # fmt: skip
         with self._run.store.begin() as tx:
@@ -197,7 +195,7 @@ def prompt_of(talk: Talk) -> Prompt:
         raise HTTPException(422, "The last turn of a talk must be the user's, and say something.")
     turns = tuple((turn.role, turn.content) for turn in before)
     digest = _digest([*turns, ("user", last.content)])
-    return Prompt(id=PREFIX + digest, split="train", text=last.content, history=turns)
+    return Prompt(id=TALK + digest, split="train", text=last.content, history=turns)
 
 
 def _digest(parts: list[Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from backflip.core.records import Metric, Sample
+from backflip.core.records import Metric, Sample, Vote
 from backflip.cycle.overview import STEPS, running
 from backflip.cycle.people import waiting
 from backflip.web.answers import Told
@@ -46,11 +46,12 @@ def progress(request: Request, session: Annotated[Session, Depends(visitor)]) ->
     rounds = [
         {
             "round": n,
-            "steps": [s for s in STEPS if s in store.steps_done(n)],
+            "steps": [s for s in STEPS if s in done],
             "pairs": by_round[n],
             "votes": votes_by_round[n],
         }
         for n in store.rounds()
+        for done in [store.steps_done(n)]
     ]
     state, waits_for = _state(run, rounds)
     return Told(
@@ -58,7 +59,7 @@ def progress(request: Request, session: Annotated[Session, Depends(visitor)]) ->
             "rounds": rounds,
             "curves": list(_curves(store.metrics())),
             "votes": [{"rater": r, "name": names.get(r, r), "count": n} for r, n in counted.most_common()],
-            "agreement": _agreement(run),
+            "agreement": _agreement(votes, run.plan.seed),
             "state": state,
             "waits_for": waits_for,
         }
@@ -103,17 +104,17 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
 
 
-def _agreement(run: Served) -> dict[str, Any] | None:
+def _agreement(votes: Iterable[Vote], seed: int) -> dict[str, Any] | None:
     """How often two raters say the same; None while fewer than two pairs have two."""
-    votes = [v for v in run.store.votes() if v.verdict is not None]
-    judged = Counter(v.pair_id for v in votes)
-    twice = [v for v in votes if judged[v.pair_id] > 1]
+    said = [v for v in votes if v.verdict is not None]
+    judged = Counter(v.pair_id for v in said)
+    twice = [v for v in said if judged[v.pair_id] > 1]
     if sum(n > 1 for n in judged.values()) < 2:
         return None
     from backflip.stats.agreement import pair_agreement  # scipy takes long to import
 
     found = pair_agreement(
-        [v.pair_id for v in twice], [v.rater_id for v in twice], [v.verdict or "" for v in twice], run.plan.seed
+        [v.pair_id for v in twice], [v.rater_id for v in twice], [v.verdict or "" for v in twice], seed
     )
     share = found.share
     return {"value": share.value, "low": _finite(share.low), "high": _finite(share.high), "pairs": found.pairs}

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from backflip.core.errors import DataError
-from backflip.core.records import Choice, Flag, Pair, Vote
+from backflip.core.records import TALK, Choice, Flag, Pair, Vote
 from backflip.web.answers import Told
 from backflip.web.security import Session, sender, visitor
 from backflip.web.served import Served, Texts
@@ -21,7 +21,6 @@ Key = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{8,64}$")]
 Id = Annotated[str, Field(min_length=1, max_length=400)]
 Reason = Annotated[str, Field(max_length=2000)]
 Latency = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
-CHAT = "chat/"
 
 
 class Ballot(BaseModel):
@@ -147,7 +146,7 @@ async def _judged(run: Served, ballot: Ballot, session: Session) -> tuple[Pair, 
         raise HTTPException(409, "This pair is part of a ranking: put the whole ranking in order.")
     if ballot.repeat and not desk.may_repeat(pair.id, session.rater_id):
         raise HTTPException(409, "This pair does not come back to you.")
-    return pair, "ab" if pair.id.startswith(CHAT) else desk.shown(pair.id, session.rater_id, ballot.repeat)
+    return pair, "ab" if pair.id.startswith(TALK) else desk.shown(pair.id, session.rater_id, ballot.repeat)
 
 
 def _choice(said: Literal["left", "right", "tie", "skip", "bad"], shown: Literal["ab", "ba"]) -> Choice:

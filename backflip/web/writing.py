@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from backflip.core.records import Demonstration, Pair, Prompt, Vote
+from backflip.core.records import TALK, Demonstration, Pair, Prompt, Vote
 from backflip.core.rng import seed_of
 from backflip.raters.rankings import choices
 from backflip.web.answers import Told
 from backflip.web.security import Session, sender, visitor
 from backflip.web.served import Served, turns
 from backflip.web.serving import ids_of
-from backflip.web.votes import CHAT, Id, Key, Latency, nothing_to_do, put, served
+from backflip.web.votes import Id, Key, Latency, nothing_to_do, put, served
 
 router = APIRouter(prefix="/api", default_response_class=Told)
 
@@ -108,8 +108,9 @@ def demonstration(
     """A prompt that one may answer oneself; `after` is one that one would rather not."""
     run = served(request)
     done = {d.prompt_id for d in run.store.people.demonstrations() if d.rater_id == session.rater_id}
-    lot = {p.id: seed_of(run.plan.seed, "demonstration", session.rater_id, p.id) for p in own_prompts(run)}
-    left = {p.id: p for p in own_prompts(run) if p.id not in done}
+    own = own_prompts(run)
+    lot = {p.id: seed_of(run.plan.seed, "demonstration", session.rater_id, p.id) for p in own}
+    left = {p.id: p for p in own if p.id not in done}
     if not left:
         return Told({"prompt": None, "messages": []})
     since = lot.get(after, -1)
@@ -131,4 +132,4 @@ def demonstrate(given: Written, request: Request, session: Annotated[Session, De
 
 def own_prompts(run: Served) -> list[Prompt]:
     """The run's own prompts for training: not those of talks, nor of imported answers."""
-    return [p for p in run.store.prompts("train") if not p.id.startswith((CHAT, "import-"))]
+    return [p for p in run.store.prompts("train") if not p.id.startswith((TALK, "import-"))]

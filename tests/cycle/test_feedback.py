@@ -9,7 +9,7 @@ from tiny_run import new_run
 
 from backflip.core.records import Pair, Prompt, Rater, ThumbVote, Vote
 from backflip.cycle.artefacts import load_answers, samples_of, save_answers
-from backflip.cycle.fit import features_by_file, features_of_round, fit, reward_of_round
+from backflip.cycle.fit import features_by_file, features_of_round, fit, learned_of_round
 from backflip.cycle.folder import PLAN
 from backflip.cycle.plan import read_plan
 from backflip.cycle.round import STEPS
@@ -106,7 +106,7 @@ def test_thumbs_and_votes_of_a_chat_are_fitted_up_to_the_watermark(run: Path, mo
         with store.begin() as tx:
             tx.add_thumbs([ThumbVote(key="t4", sample_id=first, rater_id="eve", up=True, at=0.0, retracts="t1")])
         shutil.rmtree(tools.round_dir(1) / "reward")
-        reward_of_round(1, tools)
+        learned_of_round(1, tools)
         ids, features = features_by_file(tools, "chat")
 
     assert seen == [(1, [True, False])] * 2  # nor the thumb on a monitor prompt, nor one given after the watermark
