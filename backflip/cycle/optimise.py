@@ -171,7 +171,6 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
     pairs = {p.id: p for p in tools.store.pairs()}
     weight = vote_weights(pairs.values())
     votes = [v for v in tools.store.votes(stream="fit", upto=mark) if v.verdict is not None]
-    votes = [v for v in votes if pairs[v.pair_id].prompt_id in tools.prompts]  # a talk may be younger than the run
     votes.sort(key=lambda v: v.key)  # not by arrival: a resumed run may have cast them in another order
     ids = sorted({i for v in votes for i in (pairs[v.pair_id].sample_a, pairs[v.pair_id].sample_b)})
     samples = tools.store.samples_by_id(ids)

@@ -11,6 +11,7 @@ from backflip.core.records import Pair, Prompt, Rater, ThumbVote, Vote
 from backflip.cycle.artefacts import load_answers, samples_of, save_answers
 from backflip.cycle.fit import features_by_file, features_of_round, fit, learned_of_round
 from backflip.cycle.folder import PLAN
+from backflip.cycle.optimise import preferences
 from backflip.cycle.plan import read_plan
 from backflip.cycle.round import STEPS
 from backflip.cycle.run import open_tools, run_rounds
@@ -83,6 +84,18 @@ def test_a_vote_for_neither_is_a_tie_and_one_that_cannot_tell_stays_one(run: Pat
     assert [f.strength for f in table.feedback] == [0, 0, 2]
     assert {f.shown for f in table.feedback} == {-1}
     assert [f.choice for f in table.decided().feedback] == ["tie", "b"]
+
+
+def test_dpo_learns_from_a_vote_in_a_chat_that_is_younger_than_the_run(run: Path) -> None:
+    with open_store(run / "run.db") as store:
+        tools = opened(run, store)
+        chat_about(run, store, tools)
+        with store.begin() as tx:
+            tx.set_watermark(1)
+        learned = [p for p in preferences(1, tools) if p.prompt.id == "chat/1"]
+
+    assert [p.wins for p in learned] == [0.0]
+    assert learned[0].prompt.history == (("user", "tea"), ("assistant", "tea ."))
 
 
 def test_thumbs_and_votes_of_a_chat_are_fitted_up_to_the_watermark(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
