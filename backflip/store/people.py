@@ -57,17 +57,13 @@ class People:
         found = self._records(Invite, having(invites, token_hash=token_hash))
         return found[0].name if found else ""
 
-    def login(self, token_hash: str) -> Login | None:
-        """The login with this token, when it is there and not revoked."""
+    def let_in(self, token_hash: str) -> tuple[Login, str] | None:
+        """The login with this token and the rater's name, when it is there and not revoked."""
         query = having(logins, token_hash=token_hash).where(logins.c.revoked_at.is_(None))
-        found = self._records(Login, query)
-        return found[0] if found else None
-
-    def name_of(self, rater_id: str) -> str:
-        """A rater's name; empty for an unknown one."""
+        query = query.add_columns(raters.c.name).join(raters, raters.c.id == logins.c.rater_id)
         with self._database.read() as connection:
-            name = connection.execute(sa.select(raters.c.name).where(raters.c.id == rater_id)).scalar()
-        return "" if name is None else str(name)
+            row = connection.execute(query).first()
+        return None if row is None else (as_record(Login, row), str(row.name))
 
     def logins(self) -> list[Login]:
         """Every login ever made, oldest first."""

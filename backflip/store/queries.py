@@ -176,6 +176,11 @@ class Store:
             undone, query = undone.where(undo.c.seq <= upto), query.where(thumbs.c.seq <= upto)
         return self._records(ThumbVote, query.where(~undone.exists()).order_by(thumbs.c.seq))
 
+    def thumb(self, key: str) -> ThumbVote | None:
+        """The thumb or retraction with this key, retracted or not; None when there is none."""
+        found = self._records(ThumbVote, having(thumbs, key=key))
+        return found[0] if found else None
+
     def pair(self, id: str) -> Pair | None:
         """The pair with this id; None when there is none."""
         found = self._records(Pair, having(pairs, id=id))

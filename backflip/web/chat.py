@@ -23,6 +23,7 @@ from backflip.core.errors import BackflipError, DataError
 from backflip.core.records import TALK, Answer, Pair, Prompt, Sample, ThumbVote
 from backflip.cycle.artefacts import samples_of, save_answers
 from backflip.cycle.folder import REFERENCE
+from backflip.web.answers import Told
 from backflip.web.security import Session, csrf_checked
 
 if TYPE_CHECKING:
@@ -173,16 +174,19 @@ async def chat(talk: Talk, request: Request, session: Annotated[Session, Depends
 
 
 @router.post("/api/thumbs", status_code=201)
-def thumb(given: Thumb, request: Request, session: Annotated[Session, Depends(csrf_checked)]) -> dict[str, str]:
-    """Store a thumb on an answer of the chat. Raises: HTTPException 404 for an unknown answer."""
+def thumb(given: Thumb, request: Request, session: Annotated[Session, Depends(csrf_checked)]) -> Told:
+    """Store a thumb on an answer of the chat: 201, or 200 when its key is known already, also when it was replaced.
+
+    Raises: HTTPException 404 for an unknown answer; DataError when the key is taken by another thumb.
+    """
     store = request.app.state.run.store
     _chat_sample(store, given.sample)
+    cast = partial(ThumbVote, sample_id=given.sample, rater_id=session.rater_id, up=given.up, at=time.time())
     mine = [t for t in store.thumbs() if (t.sample_id, t.rater_id) == (given.sample, session.rater_id)]
-    if not any(t.key == given.key for t in mine):
-        cast = partial(ThumbVote, sample_id=given.sample, rater_id=session.rater_id, up=given.up, at=time.time())
-        with store.begin() as tx:
-            tx.add_thumbs([*(cast(key=f"{given.key}-undo", retracts=t.key) for t in mine), cast(key=given.key)])
-    return {"key": given.key}
+    undone = [] if store.thumb(given.key) else [cast(key=f"{given.key}-undo", retracts=t.key) for t in mine]
+    with store.begin() as tx:
+        new = tx.add_thumbs([*undone, cast(key=given.key)])
+    return Told({"key": given.key}, 201 if new else 200)
 
 
 def prompt_of(talk: Talk) -> Prompt:

@@ -31,8 +31,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-LOGIN_KEPT_S = 30.0
-"""How long a login is believed without asking the store again; a revocation by this server holds at once."""
 _MOST_KEPT = 10_000
 
 
@@ -58,36 +56,23 @@ def csrf_of(token: str) -> str:
 
 @final
 class Doorkeeper:
-    """Knows who is in, by the hash of their cookie."""
+    """Knows who is in, by the hash of their cookie: the store is asked each time, so that a revocation holds at once,
+    whoever made it.
+    """
 
     def __init__(self, store: Store, cookie: str) -> None:
         self.cookie = cookie
         """Name of the cookie; each run has its own, since cookies do not tell ports apart."""
         self._store = store
-        self._known: dict[str, tuple[float, str, Literal["rater", "owner"], str]] = {}
 
     def session(self, token: str) -> Session | None:
         """Who bears this token; None when nobody does or they were shut out."""
-        digest, now = hashed(token), time.monotonic()
-        kept = self._known.get(digest)
-        if kept is None or kept[0] < now:
-            kept = self._ask(digest, now)
-        return None if kept is None else Session(kept[1], kept[2], kept[3], csrf_of(token))
-
-    def forget(self) -> None:
-        """Believe nothing any more: somebody was shut out."""
-        self._known.clear()
-
-    def _ask(self, digest: str, now: float) -> tuple[float, str, Literal["rater", "owner"], str] | None:
-        self._known.pop(digest, None)
-        login = self._store.people.login(digest)
-        if login is None or not hmac.compare_digest(login.token_hash, digest):
+        digest = hashed(token)
+        found = self._store.people.let_in(digest)
+        if found is None or not hmac.compare_digest(found[0].token_hash, digest):
             return None
-        name = self._store.people.name_of(login.rater_id)
-        if len(self._known) >= _MOST_KEPT:
-            self._known.clear()
-        kept = self._known[digest] = (now + LOGIN_KEPT_S, login.rater_id, login.role, name)
-        return kept
+        login, name = found
+        return Session(login.rater_id, login.role, name, csrf_of(token))
 
 
 def who(request: Request) -> Session:
@@ -120,7 +105,7 @@ def csrf_checked(request: Request) -> Session:
 
 
 async def visitor(request: Request) -> Session:
-    """`who`, for routes: without a thread of its own, since all it does is look into a table in memory."""
+    """`who`, for routes: without a thread of its own, since all it does is look up one row."""
     return who(request)
 
 

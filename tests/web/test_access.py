@@ -11,6 +11,8 @@ from fastapi.testclient import TestClient
 from person import HERE, Person
 
 from backflip.core.errors import ConfigError
+from backflip.cycle.folder import DATABASE
+from backflip.store import open_store
 from backflip.web.invites import new_invite
 from backflip.web.settings import Settings
 
@@ -116,6 +118,20 @@ def test_who_is_revoked_is_out_at_once(ann: Person, olga: Person) -> None:
     assert ann.store.votes() == []
     assert olga.post(f"/api/owner/raters/{ann.id}/revoke").status_code == 404
     assert olga.post(f"/api/owner/raters/{olga.id}/revoke").status_code == 409
+
+
+@pytest.mark.parametrize("how", ["revoked", "forgotten"])
+def test_who_is_shut_out_by_another_process_is_out_at_once(ann: Person, root: Path, how: str) -> None:
+    assert ann.get("/api/pairs").status_code == 200
+    with open_store(root / DATABASE) as elsewhere:  # as `backflip forget` does
+        if how == "revoked":
+            assert elsewhere.people.revoke_rater(ann.id, 1.0)
+        else:
+            elsewhere.forget_rater(ann.id)
+
+    for path in ("/rate", "/api/me", "/api/pairs", "/api/progress", "/api/openapi.json"):
+        assert ann.get(path).status_code == 401, path
+    assert ann.post("/api/flags", key="flag-it-1", sample="x").status_code == 401
 
 
 def test_a_revoked_link_lets_nobody_in(olga: Person, app: FastAPI) -> None:

@@ -85,9 +85,11 @@ def test_again_makes_a_pair_that_no_round_waits_for(client: TestClient):
 
 def test_a_thumb_is_cast_once_under_its_key_and_the_newest_counts(client: TestClient):
     sample = talk(client)[-1]["sample"]
-    for key, up in (("key-00001", True), ("key-00001", True), ("key-00002", False)):
-        assert client.post("/api/thumbs", json={"key": key, "sample": sample, "up": up}).status_code == 201
+    sent = [("key-00001", True), ("key-00001", True), ("key-00002", False), ("key-00001", True)]  # the last one late
+    told = [client.post("/api/thumbs", json={"key": k, "sample": sample, "up": up}).status_code for k, up in sent]
     [thumb] = store_of(client).thumbs()
+
+    assert told == [201, 200, 201, 200]
 
     assert (thumb.key, thumb.up, thumb.rater_id) == ("key-00002", False, "ada")
 

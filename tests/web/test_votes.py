@@ -114,6 +114,23 @@ def test_a_pair_is_kept_for_whom_it_was_handed_to_and_offered_anew_when_they_are
     assert len(hers & {p["pair"] for p in bob.pairs(6, after=",".join(his))}) == 4
 
 
+def test_a_pair_that_was_taken_back_is_kept_for_whom_looks_at_it_again(ann: Person, bob: Person) -> None:
+    pair = next(p for p in ann.pairs(12) if ann.store.pair(p["pair"]).raters_wanted == 1)  # type: ignore[union-attr]
+    ann.vote(pair, key="wrong-one")
+    ann.post("/api/votes/wrong-one/retract", key="the-undo")
+
+    assert pair["pair"] not in {p["pair"] for p in bob.pairs(12)}
+    assert pair["pair"] in {p["pair"] for p in ann.pairs(12)}
+
+
+def test_a_pair_in_somebodys_hands_is_none_of_those_that_are_handed_out_next(ann: Person) -> None:
+    hers = {p["pair"] for p in ann.pairs(4)}
+    run = ann.client.app.state.run  # type: ignore[attr-defined]
+    twice = {p.id for p in ann.store.pairs() if p.raters_wanted == 2}
+
+    assert {p.id for p in run.desk.soon(12)} == {p.id for p in ann.store.pairs()} - hers | twice
+
+
 def test_pairs_at_hand_are_not_told_again(ann: Person) -> None:
     first = ann.pairs(4)
     more = ann.pairs(4, after=",".join(p["pair"] for p in first))
