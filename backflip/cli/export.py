@@ -26,7 +26,8 @@ def export_data(
     if as_json:
         print_json(asdict(done))
     else:
-        typer.echo(f"{done.preferences} votes and {done.samples} answers written to {done.folder}")
+        written = f", {done.demonstrations} answers that people wrote" if done.demonstrations else ""
+        typer.echo(f"{done.preferences} votes{written} and {done.samples} answers written to {done.folder}")
 
 
 @export.command("policy")

@@ -41,6 +41,8 @@ def forget(rater: Rater, dir: RunFolder = None, yes: Yes = False, as_json: AsJso
                 "run": str(root),
                 "rater": gone.rater,
                 "votes": gone.votes,
+                "demonstrations": gone.demonstrations,
+                "imitated": gone.imitated,
                 "refit": list(gone.refit),
                 "measured": list(gone.measured),
                 "files": files,
@@ -51,7 +53,10 @@ def forget(rater: Rater, dir: RunFolder = None, yes: Yes = False, as_json: AsJso
 
 
 def _lines(gone: "Forgotten", root: Path, *, rewritten: Path) -> list[str]:
-    out = [f"forgotten: {gone.rater}, with {gone.votes} vote{'s' * (gone.votes != 1)}"]
+    written = f" and {gone.demonstrations} written answer{'s' * (gone.demonstrations != 1)}" * bool(gone.demonstrations)
+    out = [f"forgotten: {gone.rater}, with {gone.votes} vote{'s' * (gone.votes != 1)}{written}"]
+    if gone.imitated:
+        out.append("still made with these answers: the model of stage 0 (models/sft), and all that was trained from it")
     if gone.refit:
         rounds = _rounds(gone.refit)
         out += [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backflip.cycle.artefacts import UNREADABLE, load_array
+from backflip.cycle.folder import BASE
 from backflip.cycle.forecast import Work, seconds_by_step
 from backflip.cycle.plan import Plan
 from backflip.cycle.tools import Silent, Watcher
@@ -21,6 +22,7 @@ from backflip.cycle.trial import (
     try_step,
     work_ahead,
 )
+from backflip.cycle.untouched import first_version
 from backflip.measure import soundness
 from backflip.measure.soundness import Finding
 from backflip.models.families import FAMILIES
@@ -62,7 +64,7 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
     tried = try_sampling(patient)
     watcher.advance(1, "answers drawn and read")
     chat, reader, answers, asked = patient.chat, patient.reader, tried.answers, tried.asked
-    device, taught = reader.trunk.device, patient.demonstrations is not None
+    device, taught = reader.trunk.device, first_version(root, plan) == BASE
     findings = [*_forward(reader.trunk), soundness.stop_tokens(chat, answers, plan.sampling.max_tokens, taught=taught)]
     if not chat.stops:  # nothing that follows could be done
         return _cut_short(findings, used_bytes(device), available_bytes(device))
@@ -84,7 +86,7 @@ def examine(plan: Plan, *, root: Path | None = None, watcher: Watcher | None = N
     metrics = try_step(patient, tried, reward)
     if "val/ratio_first" in metrics:  # DPO and best-of-n have no ratio
         findings.append(soundness.first_ratio(metrics, reader.trunk.dtype))
-    findings += [memory, *_votes_to_come(patient)]
+    findings += [memory, *_votes_to_come(patient), *_answers_to_come(patient, taught)]
     watcher.advance(1, "one step climbed")
     work, pace = work_ahead(patient), pace_of(patient, tried)
     peak = max(peak_bytes(device), held + min(foreseen, room))  # the step that was tried may have been a small one
@@ -123,6 +125,17 @@ def _votes_to_come(patient: Patient) -> list[Finding]:
         name="votes", level="warning", fact="The plan asks for no votes, and nothing is imported yet.",
         cause="With rate.pairs = 0 a run learns from imported preferences alone; their time is not in the estimate.",
         cure="Bring them in with: backflip import FILE --dir RUN, then examine the run's folder.",
+    )]  # fmt: skip
+
+
+def _answers_to_come(patient: Patient, taught: bool) -> list[Finding]:
+    """A word about a stage 0 for which people have yet to write what it learns from."""
+    if not taught or patient.demonstrations is not None:
+        return []
+    return [Finding(
+        name="stage 0", level="warning", fact="Stage 0 learns from what people write, and nothing is written yet.",
+        cause=f"It waits for {patient.plan.sft.written} answers (sft.written); its time is not in the estimate.",
+        cure="Nothing need be done: the run waits, and people write once its pages are served.",
     )]  # fmt: skip
 
 

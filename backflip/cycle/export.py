@@ -11,8 +11,9 @@ from backflip.core.errors import ConfigError, DataError
 from backflip.core.records import Pair, Prompt, Rater, Sample, Vote
 from backflip.cycle.artefacts import write_whole
 from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, run_store
+from backflip.cycle.people import learned_keys
 from backflip.cycle.plan import read_plan
-from backflip.data.sources import CARD_TITLE
+from backflip.data.sources import CARD_TITLE, DEMONSTRATIONS
 from backflip.store import Store
 
 Format = Literal["jsonl", "parquet"]
@@ -25,7 +26,7 @@ configs:
   data_files: preferences.{ending}
 - config_name: samples
   data_files: samples.{ending}
----
+{config}---
 
 {title}
 
@@ -35,7 +36,7 @@ Answers of a language model, and which of two answers to the same request {who} 
 |---|---|---|
 | `preferences.{ending}` | {preferences} | one vote: the answer that was chosen and the one that was not |
 | `samples.{ending}` | {samples} | one answer of one version of the policy |
-
+{written}
 ## How the votes came about
 
 - Base model: {model}. Task: {task}. Rounds: {rounds}.
@@ -55,7 +56,7 @@ Answers of a language model, and which of two answers to the same request {who} 
 - `split`: train for votes a reward was fitted on, monitor for held-out ones. `stream`: fit, random (held out) or
   reference (policy against the untouched model). `round`, `policy`: when, and whose answers were judged.
 - `pair`, `probability`, `ranking`: the pair's id, the chance with which it was picked, and the ranking it is part of.
-
+{columns}
 ## Personal data
 
 Votes of people are personal data. Ask them before you publish this, and take out `rater`, `reason` and `at` if in
@@ -64,6 +65,19 @@ doubt.
 ## Licence
 
 Not recorded. The base model's licence and what the raters agreed to decide it; whoever publishes this must check both.
+"""
+WRITTEN = """\
+| `demonstrations.{ending}` | {demonstrations} | one answer that somebody wrote as they would have wanted it |
+"""
+WRITTEN_CONFIG = """\
+- config_name: demonstrations
+  data_files: demonstrations.{ending}
+"""
+WRITTEN_COLUMNS = """
+## Columns of `demonstrations`
+
+A plan reads this file as `sft.demonstrations`. `prompt`: as above. `completion`: the answer. `rater`, `at`: who wrote
+it, and when. `learned`: whether stage 0 of this run has learned from it.
 """
 STREAMS = {
     "fit": "votes a reward was fitted on",
@@ -79,6 +93,8 @@ class Exported:
     folder: str
     preferences: int
     samples: int
+    demonstrations: int
+    """Answers that people wrote."""
     skipped: int
     """Votes that chose nothing."""
     retracted: int
@@ -107,12 +123,13 @@ def export_data(run: RunPath, out: RunPath | None = None, kind: Format = "jsonl"
             f"{root} has nothing to export yet.\nIts first round has not begun.\nStart it: backflip run --dir {root}"
         )
     with run_store(root, plan) as store:
-        preferences, samples = vote_rows(store), answer_rows(store)
+        preferences, samples, written = vote_rows(store), answer_rows(store), demonstration_rows(store)
         votes, log = store.votes(), store.vote_log()
         done = Exported(
             folder=str(folder),
             preferences=len(preferences),
             samples=len(samples),
+            demonstrations=len(written),
             skipped=sum(v.choice == "skip" for v in votes),
             retracted=sum(v.choice == "retract" for v in log),
         )
@@ -120,8 +137,9 @@ def export_data(run: RunPath, out: RunPath | None = None, kind: Format = "jsonl"
 
     def write(part: Path) -> None:
         part.mkdir(parents=True)
-        for name, rows in (("preferences", preferences), ("samples", samples)):
-            write_table(part / f"{name}.{kind}", rows, kind)
+        for name, rows in (("preferences", preferences), ("samples", samples), (DEMONSTRATIONS, written)):
+            if rows or name != DEMONSTRATIONS:
+                write_table(part / f"{name}.{kind}", rows, kind)
         (part / "README.md").write_text(card, encoding="utf-8")
 
     write_whole(folder, write)
@@ -191,6 +209,22 @@ def answer_rows(store: Store) -> list[Row]:
     ]
 
 
+def demonstration_rows(store: Store) -> list[Row]:
+    """A row for every answer that people wrote, in the order they came; `sft.demonstrations` reads such a file."""
+    found, learned = store.people.demonstrations(), learned_keys(store) or set()
+    prompts = store.prompts_by_id(d.prompt_id for d in found)
+    return [
+        {
+            "prompt": _prompt(prompts[d.prompt_id]),
+            "completion": d.text,
+            "rater": d.rater_id,
+            "at": d.at,
+            "learned": d.key in learned,
+        }
+        for d in found
+    ]
+
+
 def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
     """The request as a text, or as messages when something was said before it."""
     if not prompt.history:
@@ -236,9 +270,14 @@ def _card(store: Store, out: Exported, preferences: Sequence[Row], kind: Format,
     words = {"person": "people", "persona": "simulated personas", "judge": "language models as judges"}
     raters = ", ".join(f"{count} {words[k]}" for k, count in sorted(kinds.items())) or "nobody yet"
     streams = Counter(row["stream"] for row in preferences)
+    told = {"config": WRITTEN_CONFIG, "written": WRITTEN, "columns": WRITTEN_COLUMNS} if out.demonstrations else {}
     return CARD.format(
         title=CARD_TITLE,
         ending=kind,
+        **{
+            part: told.get(part, "").format(ending=kind, demonstrations=out.demonstrations)
+            for part in ("config", "written", "columns")
+        },
         who=" and ".join(words[k] for k in sorted(kinds)) or "nobody",
         preferences=out.preferences,
         samples=out.samples,

@@ -7,7 +7,9 @@ from html import unescape
 from pathlib import Path
 
 from backflip.core.errors import DataError
-from backflip.cycle.folder import PLAN, has_begun, only_process, run_store
+from backflip.cycle.artefacts import remove
+from backflip.cycle.folder import PLAN, SFT_FOLDER, has_begun, only_process, run_store, sft_checkpoints
+from backflip.cycle.people import LEARNED, learned_keys
 from backflip.cycle.plan import read_plan
 from backflip.store import Store
 
@@ -24,6 +26,10 @@ class Forgotten:
     rater: str
     votes: int
     """Votes and retractions that were deleted."""
+    demonstrations: int
+    """Answers of theirs that were deleted."""
+    imitated: bool
+    """Whether stage 0 learned from some of those answers: the untouched model, and all that came of it, was made so."""
     refit: Sequence[int]
     """Rounds whose reward was fitted with some of those votes; their policies were trained on it."""
     measured: Sequence[int]
@@ -59,10 +65,19 @@ def forget(root: Path, rater_id: str) -> Forgotten:
                 for v in store.votes(round=number, stream=stream)
             )
         ]
+        written = {d.key for d in store.people.demonstrations() if d.rater_id == rater_id}
+        learned = bool(written & (learned_keys(store) or set()))
+        imitated = learned and (root / SFT_FOLDER).exists()
+        if learned and not imitated:  # stage 0 is under way: it begins anew, without them
+            remove(sft_checkpoints(root))
+            with store.begin() as tx:
+                tx.set_note(LEARNED, "")
         votes = store.forget_rater(rater_id)
     return Forgotten(
         rater=rater_id,
         votes=votes,
+        demonstrations=len(written),
+        imitated=imitated,
         refit=refit,
         measured=measured,
         files=naming(root, {rater_id, known[rater_id].name} - {""}),

@@ -14,8 +14,10 @@ from backflip.cycle.artefacts import UNREADABLE, load_answers, samples_of, save_
 from backflip.cycle.baselines import against_baselines
 from backflip.cycle.fit import learned_of_round
 from backflip.cycle.folder import BASE, REFERENCE
+from backflip.cycle.people import wait_for_people
 from backflip.cycle.sample import ask_machines
 from backflip.cycle.tools import Outcome, Tools
+from backflip.cycle.wins import win_rate_by_people
 from backflip.measure.compare import Side, compare
 from backflip.raters.pairs import reference_pairs
 from backflip.rewards.ensemble import Ensemble
@@ -44,15 +46,18 @@ def measure(number: int, tools: Tools) -> Outcome:
         asked = [tools.prompts[i] for i in dict.fromkeys(s.prompt_id for s in reference)]
         metrics += _metrics(number, against_baselines(tools, split, asked, *sides))
         if split == "monitor":
-            metrics += _metrics(number, _against_reference(number, tools, after, reference))
-            metrics += _counted_since(number, tools)
+            _open_against_reference(number, tools, after, reference)
             tools.watcher.say(_line(number, figures))
     for k in range(number + 1):
         version = REFERENCE if k == 0 else f"policy-r{k}"
         rows = tools.store.samples(purpose="monitor", policy=version)
         score = _table(reward.score(_features(tools, rows)), rows)
         metrics += _metrics(number, {"rescored/proxy": bootstrap_mean(score.mean(1), plan.seed)}, tick=k)
-    return Outcome(metrics)
+    if tools.crowd is None and number == plan.rounds and plan.rate.pairs:
+        with tools.store.begin() as tx:
+            tx.add_metrics(metrics)  # whoever looks while people vote sees all figures but theirs
+        wait_for_people(number, tools, reference=True)
+    return Outcome(metrics + _by_people(number, tools))
 
 
 def answered(number: int, tools: Tools, split: Purpose, version: str) -> list[Sample]:
@@ -166,50 +171,20 @@ def _table(values: Array, samples: Sequence[Sample]) -> Array:
     return values.reshape(len({s.prompt_id for s in samples}), -1)
 
 
-def _against_reference(
-    number: int, tools: Tools, after: Sequence[Sample], before: Sequence[Sample]
-) -> dict[str, Interval]:
-    """Open the held-out pairs of policy against reference, ask machine raters, and count their votes."""
+def _open_against_reference(number: int, tools: Tools, after: Sequence[Sample], before: Sequence[Sample]) -> None:
+    """Open the held-out pairs of policy against reference, and ask machine raters."""
     pairs = reference_pairs(
         after, before, round=number, count=len(after) // 2, seed=tools.plan.seed, double_share=tools.double_share
     )
-    by_id = {s.id: s for s in [*after, *before]}
     with tools.store.begin() as tx:
         tx.add_pairs(pairs)
-    ask_machines(tools, pairs, by_id)
-    return _won(number, tools, after, before)
+    ask_machines(tools, pairs, {s.id: s for s in [*after, *before]})
 
 
-def _counted_since(number: int, tools: Tools) -> list[Metric]:
-    """What people have said by now of the rounds before: their votes may come long after a round's end."""
-    if tools.crowd is not None:
-        return []
-    before = answered(number, tools, "monitor", REFERENCE)
-    return [
-        metric
-        for k in range(1, number)
-        for metric in _metrics(k, _won(k, tools, answered(number, tools, "monitor", f"policy-r{k}"), before))
-    ]
-
-
-def _won(number: int, tools: Tools, after: Sequence[Sample], before: Sequence[Sample]) -> dict[str, Interval]:
-    """The policy's share of what was judged of round `number`'s pairs against the reference."""
-    by_id = {s.id: s for s in [*after, *before]}
-    known = {p.id: p for p in tools.store.pairs(round=number, stream="reference")}
-    won: dict[str, list[float]] = {}
-    for mine, theirs in zip(after, before, strict=True):
-        if mine.text.strip() == theirs.text.strip():  # the same answer twice is a tie that nobody need judge
-            won.setdefault(mine.prompt_id, []).append(0.5)
-    for v in tools.store.votes(round=number, stream="reference"):
-        if v.verdict is None:
-            continue
-        pair = known[v.pair_id]
-        policy_is_a = by_id[pair.sample_a].policy != REFERENCE
-        share = 0.5 if v.verdict == "tie" else float((v.verdict == "a") == policy_is_a)
-        won.setdefault(pair.prompt_id, []).append(share)
-    if len(won) < 2:
-        return {}
-    return {"people/win_rate": bootstrap_mean([float(np.mean(w)) for w in won.values()], tools.plan.seed)}
+def _by_people(number: int, tools: Tools) -> list[Metric]:
+    """What raters say by now of this round, and of those before: people's votes may come long after a round's end."""
+    rounds = range(1 if tools.crowd is None else number, number + 1)
+    return [m for k in rounds if (m := win_rate_by_people(tools.store, k, tools.plan.seed)) is not None]
 
 
 def _against_others(number: int, tools: Tools, reward: Reward, split: Purpose, sides: Sequence[Side]) -> list[Metric]:

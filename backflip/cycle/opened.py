@@ -10,6 +10,7 @@ from backflip.cycle.export import answer_rows, vote_rows
 from backflip.cycle.folder import PLAN, RunPath, find_run, has_begun, new_folder, run_store, start_run
 from backflip.cycle.overview import Overview, overview, unfinished_run
 from backflip.cycle.plan import Plan, read_plan
+from backflip.cycle.wins import metrics_now
 from backflip.store import Store
 
 T = TypeVar("T")
@@ -48,7 +49,13 @@ class Run:
 
     def metrics(self, *, round: int | None = None, step: str | None = None, name: str | None = None) -> list[Metric]:
         """Measurements by round, step, tick and name; a filter left out matches all. Empty before the first round."""
-        return self._ask(lambda store: store.metrics(round=round, step=step, name=name))
+        wanted = {"round": round, "step": step, "name": name}
+
+        def question(store: Store) -> list[Metric]:
+            found = metrics_now(store)
+            return [m for m in found if all(w in (None, getattr(m, key)) for key, w in wanted.items())]
+
+        return self._ask(question)
 
     def votes(self) -> list[dict[str, Any]]:
         """A row a vote, with the texts of both answers: the columns that `export_data` writes and explains."""

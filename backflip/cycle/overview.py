@@ -11,6 +11,7 @@ from backflip.core.records import Metric
 from backflip.cycle.folder import LOCK, OWNER, PLAN, WEB_LOCK, WEB_OWNER, has_begun, last_worked_on, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import Changes, PlanChange, differences, plan_history, plan_in_use, plan_of_round
+from backflip.cycle.wins import metrics_now
 from backflip.store import Store
 
 STEPS = ("sample", "rate", "fit", "optimise", "measure")
@@ -77,7 +78,7 @@ def overview(root: Path) -> Overview:
     if not has_begun(root, plan):
         return begun
     with run_store(root, plan) as store:
-        newest = {m.name: m for m in store.metrics() if m.name in TOLD and m.tick == 0}
+        newest = {m.name: m for m in metrics_now(store) if m.name in TOLD and m.tick == 0}
         return replace(
             begun,
             finished=_finished(store, plan),

@@ -58,7 +58,7 @@ def run_rounds(run: RunPath, watcher: Watcher | None = None) -> None:
             remove(part)  # left by a process that was killed
         for line in adopt_plan(root, plan, store):
             watcher.say(line)
-        if plan.sft.demonstrations and not (root / SFT_FOLDER).exists():
+        if plan.sft.planned and not (root / SFT_FOLDER).exists():
             imitate_demonstrations(open_tools(root, plan, store, watcher, version=BASE))
         with open_tracker(root, plan, store, watcher) as tracker:
             tools = replace(open_tools(root, plan, store, watcher), tracker=tracker)
@@ -83,7 +83,7 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     if not chat.templated:
         watcher.say(f"{plan.model.name} has no chat template: prompts are continued as plain text")
     slow = why_slow(loaded.trunk)
-    if slow and (version == BASE or not plan.sft.demonstrations):  # stage 0 has said it already
+    if slow and (version == BASE or not plan.sft.planned):  # stage 0 has said it already
         kind = loaded.trunk.config.model_type
         watcher.say(f"{plan.model.name} ({kind}) takes longer, by Hugging Face's forward: the fast forward {slow}")
     check_prompts(prompts, chat, plan)
@@ -95,7 +95,7 @@ def open_tools(root: Path, plan: Plan, store: Store, watcher: Watcher, *, versio
     with store.begin() as tx:
         tx.add_prompts(prompts)
         tx.add_raters(list(crowd.raters()) if crowd else [])
-        if not plan.sft.demonstrations or version == BASE:
+        if not plan.sft.planned or version == BASE:
             tx.add_model(ModelVersion(id=version, kind="base", round=0, parent=None, path=plan.model.name))
         else:
             tx.add_model(ModelVersion(id=REFERENCE, kind="sft", round=0, parent=BASE, path=str(SFT_FOLDER)))

@@ -150,7 +150,7 @@ def untouched_model(root: Path, plan: Plan) -> str:
 
     Raises: DataError when what stage 0 made is missing or damaged.
     """
-    if not plan.sft.demonstrations:
+    if not plan.sft.planned:
         return plan.model.name
     folder = root / SFT_FOLDER
     try:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from backflip.core.errors import DataError
 from backflip.core.records import Answer, Feedback, Prompt
 from backflip.core.rng import generator
 from backflip.cycle.folder import BASE, REFERENCE, has_begun, run_store
 from backflip.cycle.forecast import Pace, Work, answers_a_step, work_of
-from backflip.cycle.imitate import load_demonstrations
+from backflip.cycle.imitate import demonstrations
 from backflip.cycle.paths import here
 from backflip.cycle.plan import Plan
 from backflip.cycle.run import check_prompts
@@ -36,6 +37,7 @@ from backflip.rewards.fit import Reward, emphasis, fit_votes
 from backflip.rewards.model import RewardModel, features_of
 from backflip.sampling.engine import Engine
 from backflip.sampling.score import Reader
+from backflip.store import Store
 
 Array = NDArray[np.float64]
 Demonstrated = tuple[list[Prompt], list[Answer]]
@@ -98,31 +100,45 @@ def open_patient(plan: Plan, root: Path | None = None) -> Patient:
 
     Raises: ConfigError; DataError, also when the model is not the one that the run began with.
     """
-    began = time.perf_counter()
+    began, first = time.perf_counter(), first_version(root, plan)
     if root is not None and has_begun(root, plan):
         with run_store(root, plan) as store:
             there = here(root, store, plan)
-            loaded = load_untouched(root, plan, store, version=first_version(root, plan))
+            loaded = load_untouched(root, plan, store, version=first)
             answers = store.samples(round=0, purpose="rate")
             ids = {p.id for p in store.pairs(round=0, stream="fit")}
             imported = Imports(len(answers), sum(v.pair_id in ids for v in store.votes(stream="fit")))
+            chat = open_chat(loaded)
+            shown = _shown(there, store, chat) if first == BASE else None
     else:
         there, imported = plan, Imports()
-        loaded = load_untouched(root or Path(), plan, None, version=first_version(root, plan))
-    chat, trunk, sampling = open_chat(loaded), loaded.trunk, plan.sampling
+        loaded = load_untouched(root or Path(), plan, None, version=first)
+        chat = open_chat(loaded)
+        shown = _shown(there, None, chat) if first == BASE else None
+    trunk, sampling = loaded.trunk, plan.sampling
     prompts = own_prompts(there)
     check_prompts(prompts, chat, plan)
-    stage_0 = first_version(root, plan) == BASE
     reader = Reader(trunk, chat, micro=plan.ppo.micro, temperature=sampling.temperature)
     state = fresh_state(trunk, plan.ppo, plan.seed)
     engine = Engine(
         lambda version: trunk if version == REFERENCE else trunk.merged(state.adapter),
         chat, batch=sampling.batch, temperature=sampling.temperature,
     )  # fmt: skip
-    demonstrations = load_demonstrations(there.sft.demonstrations, chat) if stage_0 and chat.stops else None
-    patient = Patient(plan, chat, reader, engine, prompts, state, demonstrations, imported)
+    patient = Patient(plan, chat, reader, engine, prompts, state, shown, imported)
     patient.seconds["load"] = time.perf_counter() - began
     return patient
+
+
+def _shown(plan: Plan, store: Store | None, chat: Chat) -> Demonstrated | None:
+    """What stage 0 would learn from now; None for a model that cannot stop, or while people have yet to write."""
+    if not chat.stops:
+        return None
+    try:
+        return demonstrations(plan, store, chat)
+    except DataError:
+        if plan.sft.demonstrations:
+            raise
+        return None
 
 
 def try_sampling(patient: Patient) -> Tried:

@@ -47,4 +47,4 @@ def untouched_of(root: Path, plan: Plan, *, device: str | None = None) -> Loaded
 def first_version(root: Path | None, plan: Plan) -> str:
     """The version that loads now: the base as long as stage 0 is still to be done, else the untouched model."""
     done = root is not None and (root / SFT_FOLDER).exists()
-    return BASE if plan.sft.demonstrations and not done else REFERENCE
+    return BASE if plan.sft.planned and not done else REFERENCE

@@ -18,7 +18,10 @@ from backflip.core.records import Split
 
 KNOWN = "JSON lines (.jsonl), JSON (.json), CSV (.csv), Parquet (.parquet)"
 CARD_TITLE = "# Judgements collected with Backflip"
-"""By this line of its README.md a folder is known that Backflip exported: its votes are imported, not its answers."""
+"""By this line of its README.md a folder is known that Backflip exported: its votes are imported, not its answers,
+nor what people wrote."""
+DEMONSTRATIONS = "demonstrations"
+"""Name, without its ending, of the file of written answers in such a folder."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 _SPLIT_NAMES: Mapping[str, Split | None] = {
     "train": None,
@@ -107,7 +110,7 @@ def _folder(path: Path, part: str | None) -> Iterator[Row | DataError]:
     _no_part(part, str(path))
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in _READERS)
     if _exported(path):
-        files = [f for f in files if f.parent != path or f.stem != "samples"]
+        files = [f for f in files if f.parent != path or f.stem not in ("samples", DEMONSTRATIONS)]
     if not files:
         raise DataError(
             f"{path} holds no file of a known kind.\nKnown are {KNOWN}.\nGive the folder that holds the files."

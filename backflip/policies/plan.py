@@ -123,13 +123,18 @@ class PPO:
 
 @dataclass(frozen=True, kw_only=True)
 class SFT:
-    """Stage 0: fine-tuning on demonstrations, before the first round. Without a file there is none.
+    """Stage 0: fine-tuning on demonstrations, before the first round. Without a file or people who write there is none.
 
     The model it makes is then the run's untouched model: the one that KL and wins are counted from.
     """
 
     demonstrations: str = ""
     """A JSONL file of answers to learn from, with {"prompt": ..., "completion": ...} or {"messages": [...]} lines."""
+    written: int = 0
+    """Answers that stage 0 waits for people to write in the browser; 0 waits for none. It learns from all that are
+    there when it begins, beside those of the file; later ones go out with `backflip export data`, for another run."""
+    deadline_minutes: float = 0.0
+    """Longest time that stage 0 waits for answers that people write; 0 sets no limit."""
     epochs: int = 3
     """Passes over the demonstrations."""
     batch: int = 16
@@ -153,4 +158,11 @@ class SFT:
         for key in ("learning_rate", "max_norm"):
             require(getattr(self, key) > 0, key, "a number above 0")
         require(self.rank >= 0, "rank", "a whole number of 0 or more")
+        require(self.written == 0 or self.written >= 2, "written", "0, or a whole number of 2 or more")
+        require(self.deadline_minutes >= 0, "deadline_minutes", "0 or more")
         require(0 <= self.held_out < 1, "held_out", "a number from 0, below 1")
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is a stage 0."""
+        return bool(self.demonstrations or self.written)

@@ -11,6 +11,7 @@ from typing import Literal
 from backflip.core.records import Judged, Metric, Prompt, Sample
 from backflip.core.rng import generator
 from backflip.cycle.raters import RaterFigures
+from backflip.cycle.wins import metrics_now
 from backflip.report.data import (
     Attribute,
     Baseline,
@@ -76,7 +77,7 @@ def gather(
     learned: what the votes say of the raters (see `cycle.raters`).
     pairs: how many pairs of answers to draw (with the run's seed) for the side-by-side.
     """
-    figures = _Figures(store.metrics())
+    figures = _Figures(metrics_now(store))
     raters, votes = store.raters(), store.votes()
     samples, prompts = store.samples(), {p.id: p for p in store.prompts()}
     seed = store.note("seed") or ""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backflip.core.errors import BusyError
 from backflip.core.records import Vote
-from backflip.cycle.export import vote_rows, write_table
+from backflip.cycle.export import demonstration_rows, vote_rows, write_table
 from backflip.cycle.forget import forget as forget_in
 from backflip.web.answers import Told
 from backflip.web.invites import new_invite
@@ -146,7 +146,8 @@ def forget(rater: str, request: Request, session: Owner, body: Nothing | None = 
     run.begin_anew()
     return Told(
         {
-            "rater": rater, "votes": gone.votes, "refit": list(gone.refit), "measured": list(gone.measured),
+            "rater": rater, "votes": gone.votes, "demonstrations": gone.demonstrations, "imitated": gone.imitated,
+            "refit": list(gone.refit), "measured": list(gone.measured),
             "files": [str(f.relative_to(run.root)) for f in gone.files],
         }
     )  # fmt: skip
@@ -173,11 +174,20 @@ def write_guidelines(given: NewGuidelines, request: Request, session: Owner) -> 
 
 
 @router.get("/export", response_class=Response)
-def export(request: Request, session: Owner, form: Literal["jsonl", "parquet"] = "jsonl") -> Response:
-    """Every vote in force that says something, as a file. Raises: HTTPException 409 without pyarrow."""
+def export(
+    request: Request,
+    session: Owner,
+    form: Literal["jsonl", "parquet"] = "jsonl",
+    what: Literal["votes", "demonstrations"] = "votes",
+) -> Response:
+    """Every vote in force that says something, or every written answer, as a file.
+
+    Raises: HTTPException 409 without pyarrow.
+    """
+    rows = vote_rows if what == "votes" else demonstration_rows
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"votes.{form}"
-        write_table(file, vote_rows(served(request).store), form)
+        file = Path(folder) / f"{what}.{form}"
+        write_table(file, rows(served(request).store), form)
         kind = "application/jsonl" if form == "jsonl" else "application/vnd.apache.parquet"
         headers = {"Content-Disposition": f'attachment; filename="{file.name}"'}
         return Response(file.read_bytes(), headers=headers, media_type=kind)

@@ -1,14 +1,19 @@
 """The API of the progress page: where the run is, its curves, who votes, and the answers behind a point."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from backflip.core.records import Metric, Sample, Vote
+from backflip.cycle.folder import step_answers_path
 from backflip.cycle.overview import STEPS, running
-from backflip.cycle.people import waiting
+from backflip.cycle.people import learned_keys, round_named, waiting, waits_since
+from backflip.cycle.wins import metrics_now
 from backflip.web.answers import Told
 from backflip.web.security import Session, visitor
 from backflip.web.served import Served, turns
@@ -57,7 +62,7 @@ def progress(request: Request, session: Annotated[Session, Depends(visitor)]) ->
     return Told(
         {
             "rounds": rounds,
-            "curves": list(_curves(store.metrics())),
+            "curves": list(_curves(metrics_now(store))),
             "votes": [{"rater": r, "name": names.get(r, r), "count": n} for r, n in counted.most_common()],
             "agreement": _agreement(votes, run.plan.seed),
             "state": state,
@@ -73,12 +78,25 @@ def _state(run: Served, rounds: list[dict[str, Any]]) -> tuple[str, str]:
         return "done", ""
     if running(run.root) is None:
         return "paused", f"Nobody carries the run: carry it on with backflip run --dir {run.root.name}."
-    if newest and "sample" in newest["steps"] and "rate" not in newest["steps"]:
-        now = waiting(run.store, newest["round"], run.plan.rate)
+    return next((("waiting", what) for what in _waits_for(run, newest)), ("running", ""))
+
+
+def _waits_for(run: Served, newest: dict[str, Any] | None) -> Iterator[str]:
+    """What the run waits for, in a sentence."""
+    store, rate = run.store, run.plan.rate
+    if newest is None:
+        missing = run.plan.sft.written - len(store.people.demonstrations())
+        if waits_since(store, "stage 0") is not None and learned_keys(store) is None and missing > 0:
+            yield f"Stage 0 waits for {missing} more written answer{'s' * (missing != 1)}."
+        return
+    number, steps = newest["round"], newest["steps"]
+    comparing = waits_since(store, round_named(number, reference=True)) is not None and "measure" not in steps
+    if comparing or ("sample" in steps and "rate" not in steps):
+        now = waiting(store, number, rate, reference=comparing)
         missing = now.wanted - now.cast
+        why = ", to compare it with the untouched model" * comparing
         if missing > 0:
-            return "waiting", f"Round {newest['round']} waits for {missing} more vote{'s' * (missing != 1)}."
-    return "running", ""
+            yield f"Round {number} waits for {missing} more vote{'s' * (missing != 1)}{why}."
 
 
 def _curves(metrics: Iterable[Metric]) -> Iterable[dict[str, Any]]:
@@ -128,17 +146,27 @@ def samples(
     step: Step = "monitor",
     tick: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> Told:
-    """The answers behind a point of a curve: those of the policy that the point is about, or begins with."""
+    """The answers behind a point of a curve: those that were measured, or the few that are kept of a climb's step."""
     run = served(request)
-    prompts = {p.id: p for p in run.store.prompts()}
-    told = [
-        {"sample": s.id, "policy": s.policy, "prompt": turns(prompts[s.prompt_id]), "text": s.text}
-        for s in _behind(run, round, step)[:MOST_SAMPLES]
-    ]
-    return Told({"samples": told})
+    found = _kept_of_step(run.root, round, tick) if step == "optimise" else []
+    if not found and step == "optimise":  # an earlier Backflip took the step: the answers that its round began with
+        found = [_shown(s) for s in run.store.samples(round=round, purpose="rate")]
+    elif step != "optimise":
+        found = [_shown(s) for s in run.store.samples(purpose=step, policy=f"policy-r{round}")]
+    found = found[:MOST_SAMPLES]
+    prompts = run.store.prompts_by_id(one["prompt"] for one in found)
+    return Told({"samples": [one | {"prompt": turns(prompts[one["prompt"]])} for one in found]})
 
 
-def _behind(run: Served, round: int, step: Step) -> list[Sample]:
-    if step == "optimise":  # a step's own answers are not kept: those that the round began with
-        return run.store.samples(round=round, purpose="rate")
-    return run.store.samples(purpose=step, policy=f"policy-r{round}")
+def _shown(s: Sample) -> dict[str, str]:
+    return {"sample": s.id, "policy": s.policy, "prompt": s.prompt_id, "text": s.text}
+
+
+def _kept_of_step(root: Path, round: int, tick: int) -> list[dict[str, str]]:
+    """The answers that were kept of one step; none when there is no such step."""
+    path = step_answers_path(root, round, tick)
+    with suppress(OSError, ValueError):  # not there, or damaged since
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        name = f"round {round}, step {tick}"
+        return [{"sample": f"{name}, {n}", "policy": name, **row} for n, row in enumerate(rows)]
+    return []

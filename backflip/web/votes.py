@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backflip.core.errors import DataError
 from backflip.core.records import TALK, Choice, Flag, Pair, Vote
+from backflip.cycle.people import learned_keys
 from backflip.web.answers import Told
 from backflip.web.security import Session, sender, visitor
 from backflip.web.served import Served, Texts
@@ -100,6 +101,8 @@ def nothing_to_do(run: Served) -> str:
     """Why there is nothing to judge, in one sentence."""
     if "measure" in run.store.steps_done(run.plan.rounds):
         return "The run is finished and everything is judged: thank you."
+    if run.plan.sft.written and not run.store.rounds() and learned_keys(run.store) is None:
+        return "Nothing is to be judged yet: the model first learns from answers that people write, under Write."
     return "Everything is judged for now: new pairs come once the model has written new answers."
 
 

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backflip.core.records import TALK, Demonstration, Pair, Prompt, Vote
 from backflip.core.rng import seed_of
+from backflip.cycle.folder import SFT_FOLDER
+from backflip.cycle.people import learned_keys
 from backflip.raters.rankings import choices
 from backflip.web.answers import Told
 from backflip.web.security import Session, sender, visitor
@@ -112,10 +114,23 @@ def demonstration(
     lot = {p.id: seed_of(run.plan.seed, "demonstration", session.rater_id, p.id) for p in own}
     left = {p.id: p for p in own if p.id not in done}
     if not left:
-        return Told({"prompt": None, "messages": []})
+        return Told({"prompt": None, "messages": [], "use": _use(run)})
     since = lot.get(after, -1)
     chosen = min(left, key=lambda i: (lot[i] <= since, lot[i]))
-    return Told({"prompt": chosen, "messages": turns(left[chosen])})
+    return Told({"prompt": chosen, "messages": turns(left[chosen]), "use": _use(run)})
+
+
+def _use(run: Served) -> str:
+    """What is done with a written answer, in one or two sentences."""
+    config = run.plan.sft
+    if not config.planned or learned_keys(run.store) is not None or (run.root / SFT_FOLDER).exists():
+        return (
+            "What you write is kept for the next run to learn from, and the owner exports it. This run does not learn "
+            "from it: its untouched model, with which everything is compared, stays as it is."
+        )
+    there = len(run.store.people.demonstrations())
+    count = f": {there} of {config.written} answers are there" if there < config.written else ""
+    return f"Before its first round, the model learns from what you write{count}."
 
 
 @router.post("/demonstrations", status_code=201)

@@ -159,6 +159,7 @@ def test_answers_are_ranked_by_dragging_and_may_be_equal(ranking: Served, person
 def test_a_demonstration_reaches_the_store_and_its_draft_survives_a_reload(served: Served, rater: Page):
     rater.goto(f"{served.url}/demonstrate")
     expect(rater.locator("#demonstration")).to_be_visible()
+    expect(rater.locator("#use")).to_contain_text("kept for the next run to learn from")
     rater.locator("#answer").fill("Good tea takes ti")
     asked = rater.locator("#prompt").inner_text()
     rater.reload()

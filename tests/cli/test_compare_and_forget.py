@@ -259,7 +259,8 @@ def test_forgetting_says_as_json_what_must_be_refitted(runs: Path, tmp_path: Pat
     document = json.loads(backflip("forget", rater, root, "--yes", "--json", cwd=tmp_path).out)
 
     assert document == {
-        "run": str(root), "rater": rater, "votes": count, "refit": [1], "measured": [1], "files": [],
+        "run": str(root), "rater": rater, "votes": count, "demonstrations": 0, "imitated": False, "refit": [1],
+        "measured": [1], "files": [],
     }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_a_run_and_its_pages_start_and_stop_together(tiny_model: Path, tmp_path:
             os.kill(served, signal.SIGKILL)  # it is started anew
             wait_until(lambda: serving(root) not in (None, served) and running(root) is not None)
             wait_until(lambda: log.read_text().count(" is served on ") == 2)
-            asyncio.run(judge_everything(root, log.read_text()))
+            asyncio.run(judge_everything(root, log))
             wait_until(lambda: "stay up until Ctrl-C" in log.read_text())
         finally:
             process.send_signal(signal.SIGINT)
@@ -91,18 +91,24 @@ async def come_in(port: int, path: str) -> None:
     browser.close()
 
 
-async def judge_everything(root: Path, said: str) -> None:
-    """Come in by the newest link and vote until nothing is asked."""
-    port, path = re.findall(r"http://127.0.0.1:(\d+)(/join/\S+)", said)[-1]
+async def judge_everything(root: Path, log: Path) -> None:
+    """Come in by the newest link and vote until the run is finished and nothing is asked."""
+    port, path = re.findall(r"http://127.0.0.1:(\d+)(/join/\S+)", log.read_text())[-1]
     browser = Browser(int(port))
     await browser.join(path)
-    judged = 0
-    while pairs := (await browser.get("/api/pairs?count=1"))["pairs"]:
-        ballot = {"key": f"key-number-{judged}", "pair": pairs[0]["pair"], "choice": "left", "latency_s": 1}
-        status, _, body = await browser.ask("POST", "/api/votes", ballot)
-        assert status == 201, body
-        judged += 1
-    assert judged >= 6
+    judged, until = 0, time.monotonic() + 120
+    while time.monotonic() < until:
+        pairs = (await browser.get("/api/pairs?count=1"))["pairs"]
+        if not pairs and "stay up until Ctrl-C" in log.read_text():
+            break
+        for pair in pairs:
+            ballot = {"key": f"key-number-{judged}", "pair": pair["pair"], "choice": "left", "latency_s": 1}
+            status, _, body = await browser.ask("POST", "/api/votes", ballot)
+            assert status == 201, body
+            judged += 1
+        await asyncio.sleep(0.05)
     with open_store(root / DATABASE) as store:
         assert len(store.votes()) == judged
+        assert store.metrics(round=1, name="people/win_rate") != []
+    assert judged >= 6
     browser.close()

@@ -13,9 +13,12 @@ from backflip.core.errors import Paused
 from backflip.core.records import Rater, Vote
 from backflip.cycle import people
 from backflip.cycle.folder import DATABASE, only_server
+from backflip.cycle.opened import open_run
+from backflip.cycle.overview import overview
 from backflip.cycle.plan import Rate
 from backflip.cycle.run import run_rounds
 from backflip.raters.personas import Crowd
+from backflip.report import gather
 from backflip.store import Store, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -70,6 +73,12 @@ def vote(store: Store, most: int | None = None, rater: str = "ann") -> int:
     return len(wanting)
 
 
+def judge_the_last_round(store: Store, number: int) -> int:
+    """Judge its pairs against the untouched model, once they are open; how many."""
+    wait_until(lambda: store.pairs(round=number, stream="reference"))
+    return vote(store)
+
+
 def waits(root: Path) -> bool:
     """Whether the round's pairs are open and it waits."""
     if not (root / DATABASE).exists():
@@ -96,6 +105,7 @@ def test_the_run_goes_on_by_itself_once_the_last_vote_is_in(tiny_model: Path, tm
             time.sleep(3 * people.POLL_S)
             assert "rate" not in store.steps_done(1)
             assert vote(store) == 1
+            judge_the_last_round(store, 1)
             wait_until(lambda: "measure" in store.steps_done(1))
 
 
@@ -107,8 +117,9 @@ def test_a_budget_of_votes_is_enough_and_later_ones_lie_above_the_watermark(tiny
             vote(store, 9)
             wait_until(lambda: store.watermark(1) is not None)
             assert vote(store, 2) == 2
+            compared = judge_the_last_round(store, 1)
     with open_store(root / DATABASE) as store:
-        assert (store.watermark(1), len(store.vote_log())) == (9, 11)
+        assert (store.watermark(1), len(store.vote_log())) == (9, 11 + compared)
         assert "measure" in store.steps_done(1)
 
 
@@ -121,6 +132,54 @@ def test_a_deadline_ends_the_wait_but_not_before_there_is_something_to_fit(tiny_
             assert "rate" not in store.steps_done(1)
             vote(store, 6)
             wait_until(lambda: "rate" in store.steps_done(1))
+    with open_store(root / DATABASE) as store:  # nobody compared the policy with the untouched model by the deadline
+        assert "measure" in store.steps_done(1)
+        assert [p.stream for p, _ in store.wanting()].count("reference") > 0
+
+
+def test_the_last_round_waits_for_votes_on_its_policy_against_the_untouched_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    root = people_run(tmp_path / "run", tiny_model)
+    with run_beside(root), open_store(root / DATABASE) as store:
+        wait_until(lambda: waits(root))
+        vote(store)
+        wait_until(lambda: people.waits_since(store, people.round_named(1, reference=True)))
+        shown = {m.name for m in store.metrics(round=1, step="measure")}
+        assert "final/kl" in shown
+        assert "people/win_rate" not in shown
+        count = len([p for p, _ in store.wanting() if p.stream == "reference"])
+        assert count > 2
+        vote(store, count - 1)
+        time.sleep(3 * people.POLL_S)
+        assert "measure" not in store.steps_done(1)
+        vote(store)
+        wait_until(lambda: "measure" in store.steps_done(1))
+        [rate] = store.metrics(round=1, name="people/win_rate")
+    assert overview(root).figures["people/win_rate"] == rate
+
+
+def test_votes_that_come_after_the_end_change_the_win_rate_that_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    root = people_run(tmp_path / "run", tiny_model, deadline_minutes=0.01)
+    with run_beside(root):
+        wait_until(lambda: waits(root))
+        with open_store(root / DATABASE) as store:
+            vote(store, 12)
+    assert overview(root).finished
+    before = overview(root).figures.get("people/win_rate")
+    with open_store(root / DATABASE) as store:
+        for pair, _ in store.wanting():
+            ours = "a" if pair.sample_a.split("/")[2] != "reference" else "b"
+            late = Vote(key=pair.id, pair_id=pair.id, rater_id="ann", choice=ours, shown="ab", latency_s=1, at=0)  # type: ignore[arg-type]
+            with store.begin() as tx:
+                tx.cast([late])
+        told = gather(store).people
+    [metric] = open_run(root).metrics(name="people/win_rate")
+
+    assert before is None or before.value < metric.value
+    assert overview(root).figures["people/win_rate"] == metric
+    assert [t.win_rate.value for t in told] == [metric.value]
+    assert metric.value > 0.7  # all that was judged; the same answer on both sides counts half
 
 
 def test_nobody_is_waited_for_who_could_give_a_second_judgement(tiny_model: Path, tmp_path: Path) -> None:
@@ -153,5 +212,6 @@ def test_what_people_said_of_an_earlier_round_is_counted_when_the_next_is_measur
         wait_until(lambda: "sample" in (store.steps_done(2) if 2 in store.rounds() else set()))
         assert store.metrics(round=1, name="people/win_rate") == []
         assert vote(store) > 12  # round 2's pairs, and round 1's against the reference
+        judge_the_last_round(store, 2)
     with open_store(root / DATABASE) as store:
         assert len(store.metrics(round=1, name="people/win_rate")) == 1

@@ -13,8 +13,8 @@ from backflip.core.errors import DataError
 from backflip.cycle import imitate
 from backflip.cycle.fit import features_of_round
 from backflip.cycle.folder import PLAN
-from backflip.cycle.imitate import load_demonstrations
-from backflip.cycle.plan import Rate, Sampling, read_plan
+from backflip.cycle.imitate import demonstrations
+from backflip.cycle.plan import Plan, Rate, Sampling, read_plan
 from backflip.cycle.publish import export_policy
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.talk import load_policy
@@ -135,7 +135,7 @@ def test_a_pure_language_model_may_be_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "the sun", "completion": "the sea ."}], r"holds 1 demonstration, and stage 0 needs at least 2"),
+        ([{"prompt": "the sun", "completion": "the sea ."}], r"Stage 0 has 1 demonstration, and needs at least 2"),
         ([{"prompt": "the sun", "completion": "sea " * 80}] * 2, r"line 1.*more tokens than the model's context of 64"),
         ([{"prompt": "the sun", "chosen": "sea"}], r"cannot be read as demonstrations.*prompt"),
         ([], r"demonstrations.jsonl"),
@@ -146,7 +146,7 @@ def test_demonstrations_that_cannot_be_learned_from_are_refused(
 ) -> None:
     chat = open_chat(load_model(str(tiny_model), dtype=torch.float32))
     with pytest.raises(DataError, match=f"(?s){words}"):
-        load_demonstrations(str(write(tmp_path / "demonstrations.jsonl", rows)), chat)
+        demonstrations(Plan(sft=SFT(demonstrations=str(write(tmp_path / "demonstrations.jsonl", rows)))), None, chat)
 
 
 def test_a_run_of_rankings_counts_each_order_as_one_vote(tiny_model: Path, tmp_path: Path) -> None:

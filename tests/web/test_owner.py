@@ -3,12 +3,13 @@
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from person import Person
 
 from backflip.core.records import Metric
-from backflip.cycle.folder import only_process
+from backflip.cycle.folder import only_process, step_answers_path
 
 LetIn = Callable[..., Person]
 
@@ -108,6 +109,19 @@ def test_the_answers_behind_a_point_are_told(ann: Person) -> None:
     assert len(told) == 24
     assert told[0]["policy"] == "reference"
     assert told[0]["prompt"][0]["role"] == "user"
+
+
+def test_a_step_of_a_climb_shows_the_answers_that_were_kept_of_it(ann: Person, root: Path) -> None:
+    one, other = ann.store.prompts()[:2]
+    path = step_answers_path(root, 1, 2)
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps({"prompt": p.id, "text": f"\ud83d {p.id}"}) + "\n" for p in (one, other)))
+    told = ann.get("/api/samples?round=1&step=optimise&tick=2").json()["samples"]
+
+    assert [(t["text"], t["policy"]) for t in told] == [(f"\ud83d {p.id}", "round 1, step 2") for p in (one, other)]
+    assert told[0]["prompt"] == [{"role": "user", "content": one.text}]
+    path.write_text('{"prompt": "cut o')
+    assert len(ann.get("/api/samples?round=1&step=optimise&tick=2").json()["samples"]) == 24
 
 
 def test_who_is_forgotten_elsewhere_leaves_pairs_to_be_asked_again(ann: Person, bob: Person) -> None:

@@ -13,6 +13,7 @@ let current = null;
 
 function display(told) {
   current = told.prompt === null ? null : told;
+  show($("use"), told.use);
   $("demonstration").hidden = !current;
   $("empty").hidden = Boolean(current);
   if (!current) {

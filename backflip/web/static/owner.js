@@ -51,7 +51,7 @@ async function revoke(rater) {
 }
 
 async function forget(rater) {
-  const text = `All ${rater.votes} votes and the name are deleted for good. What was fitted with them stays as it is.`;
+  const text = `All ${rater.votes} votes, what they wrote and their name are deleted for good. What was fitted with them stays as it is.`;
   if (!(await sure(`Forget ${rater.name}?`, text, "Delete for good"))) return;
   await act(() => post(`/api/owner/raters/${encodeURIComponent(rater.rater)}/forget`, {}), "Forgotten.");
 }
