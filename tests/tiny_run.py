@@ -44,20 +44,22 @@ def save_model(folder: Path, *, template: bool = True, context: int = 64, **chan
     )
     if template:
         tokenizer.chat_template = TEMPLATE
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+    }
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=context,
-        initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=1,
         tie_word_embeddings=False,
-        **changes,
+        **(sizes | changes),
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

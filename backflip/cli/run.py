@@ -49,11 +49,16 @@ def run(
     changes = {"model": model, "prompts": prompts, "seed": seed, "rounds": rounds, "people": people or None}
     with watching() as watcher:
         root = _start(plan, dir, {key: value for key, value in changes.items() if value is not None})
-        with served_beside(root, watcher) if people else nullcontext() as pages:
-            carry_on(root, watcher)
-            report_end(root, as_json=as_json)
-            if pages:
-                pages.stay()
+        carry_to_end(root, watcher, people=people, as_json=as_json)
+
+
+def carry_to_end(root: Path, watcher: Any, *, people: bool, as_json: bool) -> None:
+    """Carry the started run in `root` to its end and write the report; with `people`, serve its pages beside it."""
+    with served_beside(root, watcher) if people else nullcontext() as pages:
+        carry_on(root, watcher)
+        report_end(root, as_json=as_json)
+        if pages:
+            pages.stay()
 
 
 def carry_on(root: Path, watcher: Any) -> None:

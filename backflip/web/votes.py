@@ -103,6 +103,8 @@ def nothing_to_do(run: Served) -> str:
         return "The run is finished and everything is judged: thank you."
     if run.plan.sft.written and not run.store.rounds() and learned_keys(run.store) is None:
         return "Nothing is to be judged yet: the model first learns from answers that people write, under Write."
+    if not run.desk.pairs:
+        return "Nothing is to be judged yet: the model is writing its first answers, and they come here by themselves."
     return "Everything is judged for now: new pairs come once the model has written new answers."
 
 
