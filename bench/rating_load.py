@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -24,10 +25,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np  # noqa: E402
 from table import Row, part, raw_file, relative, write_results  # noqa: E402
-from tiny_run import new_run, save_model  # noqa: E402
+from tiny_run import all_prompts, plan_of, save_model, save_prompts  # noqa: E402
 from voters import Server, lost_and_doubled, run_with_pairs, vote_together  # noqa: E402
 
-from backflip.cycle.plan import Model  # noqa: E402
+from backflip.cycle.folder import start_run  # noqa: E402
 from backflip.policies.plan import PPO  # noqa: E402
 
 COMMAND = "python bench/rating_load.py"
@@ -48,10 +49,11 @@ class Training:
     """A run that trains in a process of its own for as long as the block lasts; then, how many cores it kept busy."""
 
     def __init__(self, folder: Path) -> None:
-        model = Model(name=str(save_model(folder / "model", **SMALL)), dtype="float32", device="cpu")
+        model, prompts = save_model(folder / "model", **SMALL), save_prompts(folder / "prompts.jsonl", all_prompts())
         climb = PPO(steps=50, prompts=12, answers=16, learning_rate=1e-4)
-        self.root = new_run(folder / "run", Path(model.name), rounds=10_000, model=model, ppo=climb)
-        self.log = folder / "said.txt"
+        plan = plan_of(model, prompts, rounds=10_000, ppo=climb)
+        self.root, self.log = folder / "run", folder / "said.txt"
+        start_run(self.root, replace(plan, model=replace(plan.model, threads=0)))
         self.cores = 0.0
 
     def __enter__(self) -> Self:
