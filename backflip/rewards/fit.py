@@ -216,9 +216,11 @@ def _span(z: Array, evidence: Evidence) -> Array:
     """(F, D) axes of what the votes are about: the optimum lies there, and the search is as small as the evidence."""
     pairs = evidence.pairs
     assert pairs is not None
+    n, f = len(z) if evidence.thumbs is not None else len(pairs.a), z.shape[1]
+    if n >= f:
+        return np.eye(f)  # no row of features for each of many votes
     told = z if evidence.thumbs is not None else z[pairs.a] - z[pairs.b]
-    n, f = told.shape
-    return np.asarray(np.linalg.qr(told.T)[0] if n < f else np.eye(f))
+    return np.asarray(np.linalg.qr(told.T)[0])
 
 
 def _choose_prior(

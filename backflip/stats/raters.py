@@ -21,7 +21,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.linalg import solve_triangular
+from scipy.optimize import Bounds, minimize
+from scipy.sparse import coo_array
+from scipy.special import expit
 
 from backflip.stats.evidence import Evidence, checked
 from backflip.stats.judgements import (
@@ -47,6 +50,8 @@ USUAL = np.array([1.0, -2.5, -0.5, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Where the search for what is usual starts, and its prior's mean."""
 USUAL_SD = np.array([1.0, 1.0, np.inf, 1.0, 10.0, 10.0, 3.0, 1.0])
 BOUNDS = {TIES: (-8.0, 4.0), LAPSE: (-9.0, 3.0), CUT_GAP: (-6.0, 4.0)}
+STEP = 1e-4
+"""How far a number is moved to see how steep the posterior is in it."""
 HABIT = 4.0
 """How many undecided votes the crowd's share of "cannot tell" counts for in a rater's own."""
 
@@ -140,15 +145,16 @@ def fit_raters(
     if features.ndim != 2 or not np.isfinite(features).all() or not prior > 0:
         raise ValueError("features must be (N, F) and finite, and prior above 0")
     posterior = Posterior(features, checked(evidence, len(features)), pooling or Pooling(), prior, ties, spread)
+    search = _Search(posterior, posterior.start(start))
     found = minimize(
-        posterior,
-        posterior.start(start),
+        search,
+        search.start,
         jac=True,
         method="L-BFGS-B",
-        bounds=posterior.bounds(),
+        bounds=search.bounds,
         options={"maxiter": 1000, "maxcor": 20, "ftol": ftol, "gtol": 1e-5},
     )
-    return posterior.fit_at(np.asarray(found.x))
+    return posterior.fit_at(search.vector(np.asarray(found.x)))
 
 
 def gaps_as_features(gap: Array) -> tuple[Array, Ints, Ints]:
@@ -217,11 +223,30 @@ class Posterior:
             at[self.weights + 8 :] = ((fit.traits - fit.usual[:6]) / sd).ravel()
         return at
 
-    def bounds(self) -> list[tuple[float | None, float | None]]:
-        """Ends between which each number may move."""
-        usual = [(BOUNDS[i][0] - USUAL[i], BOUNDS[i][1] - USUAL[i]) if i in BOUNDS else (None, None) for i in range(8)]
-        usual = [pair if self._free[i] else (0.0, 0.0) for i, pair in enumerate(usual)]
-        return [(None, None)] * self.weights + usual + [(None, None)] * (6 * self.raters)
+    def bounds(self) -> Array:
+        """(2, V) ends between which each number may move."""
+        size = self.weights + 8 + 6 * self.raters
+        ends: Array = np.stack([np.full(size, -np.inf), np.full(size, np.inf)])
+        for i, between in BOUNDS.items():
+            ends[:, self.weights + i] = np.array(between) - USUAL[i]
+        ends[:, self.still] = 0.0
+        ends[:, self.weights + 8 :][:, np.tile(self.spread == 0, self.raters)] = 0.0
+        return ends
+
+    def curvature(self, at: Array) -> Array:
+        """(W, W) about how steep the posterior is in the reward's weights at a vector; rankings are left out."""
+        w, _, traits = self.parts(at)
+        reward, n, p = self._features @ w, len(self._features), self.pairs
+        sure = traits[p.rater, SENSITIVITY]
+        by_pair = _weighed(sure**2 * _doubt(sure * (reward[p.a] - reward[p.b])), p.weight)
+        both = coo_array((np.append(by_pair, by_pair), (np.append(p.a, p.b), np.append(p.b, p.a))), (n, n)).tocsr()
+        t = self.thumbs
+        sure = traits[t.rater, SENSITIVITY]
+        alone = np.bincount(
+            t.item, _weighed(sure**2 * _doubt(sure * reward[t.item] - traits[t.rater, BAR]), t.weight), n
+        )
+        steep = (alone + both.sum(1))[:, None] * self._features - both @ self._features
+        return np.asarray(np.eye(self.weights) + self._scale**2 * (self._features.T @ steep))
 
     def parts(self, at: Array) -> tuple[Array, Array, Array]:
         """(reward weights as searched, usual (8,), traits (R, 6)) that a vector stands for."""
@@ -308,6 +333,51 @@ class Posterior:
         for trait, x in ((SENSITIVITY, (by_view * placed).sum(1)), (LAPSE, by_lapse)):
             by_traits[:, trait] += np.bincount(r.rater, x, self.raters)
         return float(logp.sum())
+
+
+class _Search:
+    """The posterior over the numbers that may move, stretched to be about as steep every way: the search is short."""
+
+    def __init__(self, posterior: Posterior, at: Array) -> None:
+        """`at` is the vector to begin at; how steep the posterior is there decides."""
+        self._posterior, k = posterior, posterior.weights
+        self._root = np.linalg.cholesky(posterior.curvature(at)).T
+        low, high = posterior.bounds()
+        self._moves = np.flatnonzero(low[k:] < high[k:]) + k
+        self._stretch = 1 / np.sqrt(np.maximum(self._steep(at)[self._moves], 1.0))
+        self.start = np.concatenate([self._root @ at[:k], at[self._moves] / self._stretch])
+        ends = np.stack([low, high])[:, self._moves] / self._stretch
+        self.bounds = Bounds(*np.hstack([np.stack([low, high])[:, :k], ends]))
+
+    def vector(self, x: Array) -> Array:
+        """The posterior's vector that a vector as searched stands for."""
+        k = self._posterior.weights
+        at = np.zeros(k + 8 + 6 * self._posterior.raters)
+        at[:k] = solve_triangular(self._root, x[:k])
+        at[self._moves] = x[k:] * self._stretch
+        return at
+
+    def __call__(self, x: Array) -> tuple[float, Array]:
+        """(value in nats, gradient)."""
+        value, slope = self._posterior(self.vector(x))
+        by_weights = solve_triangular(self._root, slope[: self._posterior.weights], trans="T")
+        return value, np.concatenate([by_weights, slope[self._moves] * self._stretch])
+
+    def _steep(self, at: Array) -> Array:
+        """(V,) curvature in each number that moves and is no weight: one difference a trait serves all raters."""
+        first, out, here = self._posterior.weights, np.zeros_like(at), self._posterior(at)[1]
+        traits = [slice(first + 8 + t, None, 6) for t in range(6)]
+        for group in [slice(first + i, first + i + 1) for i in range(8)] + traits:
+            move = np.zeros_like(at)
+            move[group] = STEP
+            if np.isin(np.flatnonzero(move), self._moves).any():
+                out[group] = (self._posterior(at + move)[1] - here)[group] / STEP
+        return out
+
+
+def _doubt(view: Array) -> Array:
+    """Curvature of the logistic log-likelihood."""
+    return np.asarray(expit(view) * expit(-view))
 
 
 def _weighed(x: Array, weight: Array | None) -> Array:

@@ -16,13 +16,23 @@ from scipy.special import expit
 from backflip.core.rng import generator
 from backflip.stats.evidence import Evidence, checked
 from backflip.stats.judgements import A, B, TieModel, pair_likelihood
-from backflip.stats.raters import GUESS, LAPSE, SENSITIVITY, TIES, TRAITS, Pooling, Posterior, RaterFit, fit_raters
+from backflip.stats.raters import (
+    GUESS,
+    LAPSE,
+    SENSITIVITY,
+    STEP,
+    TIES,
+    TRAITS,
+    Pooling,
+    Posterior,
+    RaterFit,
+    fit_raters,
+)
 
 Array = NDArray[np.float64]
 
 HELD = 5.0
 """For how many raters the assumed spread of a trait counts, where it is learned."""
-STEP = 1e-4
 FLOOR = 0.1
 """Least curvature in any direction, where the prior alone gives 1."""
 LEAST_MEAN = 0.3

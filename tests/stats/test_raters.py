@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -232,6 +234,40 @@ def test_leaving_a_rater_out_is_having_never_heard_him():
 
     np.testing.assert_allclose(without.weight, never.weight, atol=2e-3)
     assert np.abs(whole.weight - never.weight).max() > 0.02
+
+
+def many_votes(count: int) -> tuple[np.ndarray, Evidence]:
+    """Votes of 50 raters on 300 answers with 100 features, each half as large as two before it."""
+    luck = np.random.default_rng(15)
+    features = luck.normal(size=(300, 100)) * 0.5 ** (np.arange(100) / 2)
+    a, rater = luck.integers(300, size=count), luck.integers(50, size=count)
+    b = (a + luck.integers(1, 300, count)) % 300
+    noisy = 3 * (features[a] - features[b]).sum(1) + luck.logistic(size=count)
+    choice = np.where(np.abs(noisy) < 0.5, TIE, np.where(noisy > 0, 0, 1))
+    return features, Evidence(50, PairVotes(a, b, choice, rater, luck.choice([-1, 1], count)))
+
+
+def test_a_search_is_short_however_unlike_the_features(monkeypatch: pytest.MonkeyPatch):
+    # 58 looks at the posterior; without the stretching 325
+    looks, look = [], Posterior.__call__
+    monkeypatch.setattr(Posterior, "__call__", lambda self, at: looks.append(1) or look(self, at))
+    fit_raters(*many_votes(3000), Pooling(lapse=None), prior=1e-2)
+
+    assert len(looks) < 100
+
+
+def test_memory_grows_with_the_votes_by_far_less_than_a_row_of_features_each():
+    def peak(votes: int) -> int:
+        features, evidence = many_votes(votes)
+        tracemalloc.start()
+        fit_raters(features, evidence, Pooling(lapse=None), ftol=1e-2)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    one, two, three = peak(5_000), peak(10_000), peak(20_000)
+    assert (three - two) == pytest.approx(2 * (two - one), rel=0.2)  # a line
+    assert (three - two) / 10_000 < 800  # bytes a vote: as much as 100 features
 
 
 def test_one_rater_and_answers_all_alike_still_give_a_fit():
