@@ -17,7 +17,7 @@ from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
 from backflip.cycle.votes import CHAT, ROUND_FEATURES, Features, Table, features_file, votes_table
 from backflip.rewards.ensemble import Ensemble, fit_ensemble, load_ensemble, save_ensemble
-from backflip.rewards.fit import Fitted, Reward, emphasis, fit_votes, require_preference
+from backflip.rewards.fit import Fitted, Reward, emphasis, fit_votes, require_difference, require_preference
 from backflip.rewards.model import RewardModel, features_of, load_reward, save_reward
 from backflip.sampling.score import middle_layer
 from backflip.stats.agreement import pair_agreement
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 def fit(number: int, tools: Tools) -> Outcome:
     """Fit the reward on every vote of the "fit" stream up to the watermark; judge it on the random arm.
 
-    Raises: DataError when nobody has voted.
+    Raises: DataError when nobody has voted, or all answers are worth the same.
     """
     store = tools.store
     require_import(tools)
@@ -100,6 +100,7 @@ def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
 def _fit(number: int, tools: Tools, table: Features, seen: Table) -> tuple[Reward, Path]:
     """Fit the round's reward and its ensemble and save them; returns the reward and where both lie."""
     fitted = learn(tools, table, seen)
+    require_difference(fitted.reward, table[1][1])
     ensemble = fit_ensemble(fitted, table[1][1], tools.plan.fit, seed=tools.plan.seed)
     path = tools.round_dir(number) / "reward"
 

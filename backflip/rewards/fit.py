@@ -22,7 +22,7 @@ from backflip.stats.judgements import CODES
 from backflip.stats.raters import ALIKE, TIES, Pooling, RaterFit, fit_raters
 from backflip.stats.reliability import fit_crowd
 
-__all__ = ["Fit", "Fitted", "Reward", "emphasis", "fit_reward", "fit_votes", "require_preference"]
+__all__ = ["Fit", "Fitted", "Reward", "emphasis", "fit_reward", "fit_votes", "require_difference", "require_preference"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -112,7 +112,8 @@ def fit_votes(
 
     Shapes: features (B, F), the answers' features that `feedback` and `thumbs` index; prompt (B,), the prompt of each
     answer; reference (R, F), features of the untouched model's answers, which fix mean 0 and std 1;
-    emphasis (F,), how strongly each standardised feature counts (None: all alike).
+    emphasis (F,), how strongly each standardised feature counts (None: all alike). Votes that cancel out, or answers
+    all alike, give a reward of 0 for every answer: see `require_difference`.
     Raises: DataError when there is no vote to learn from, or every one of them is a tie.
     Source: Bradley & Terry 1952; ties after Rao & Kupper 1967; raters `stats.raters`; normalisation Ziegler et al.
     2019 (arXiv:1909.08593).
@@ -170,6 +171,16 @@ def require_preference(choices: Sequence[str]) -> None:
             f"All {len(decided)} votes are ties: there is no preference to learn from.\n"
             "The answers may be too alike, or the raters' tie width too large.\n"
             "Sample at a higher temperature, or rate more pairs."
+        )
+
+
+def require_difference(reward: Reward, reference: Array) -> None:
+    """Refuse a reward that has nothing to climb. Raises: DataError when all answers (R, F) are worth the same to it."""
+    if not reward.score(reference).std() > TINY:
+        raise DataError(
+            "The fitted reward is the same for every answer: there is nothing to climb.\n"
+            "The votes may cancel out (as often for the one answer as for the other), or the answers are all alike.\n"
+            "Rate more pairs, or sample at a higher temperature, then start again with the same command."
         )
 
 

@@ -196,7 +196,11 @@ class Tx:
         """Refuse votes that name what is not stored."""
         wanted = set(ids)
         if missing := sorted(wanted - {row.id for row in self._find(table, "id", wanted)}):
-            raise DataError(f"The store has no {what} {missing[0]!r}.\nAdd it before votes that name it.")
+            raise DataError(
+                f"The store has no {what} {missing[0]!r}.\n"
+                "The votes may be another run's, or came before what they are about.\n"
+                "Vote in the run it belongs to, or add it before votes that name it."
+            )
 
     def _find(self, table: sa.Table, column: str, values: Iterable[str]) -> Iterator[sa.Row[Any]]:
         for chunk in chunks(sorted(set(values))):

@@ -11,7 +11,8 @@ from backflip.core.errors import DataError
 from backflip.core.records import Feedback, Thumbed
 from backflip.objectives.preference import bradley_terry_loss, encode
 from backflip.rewards import fit as module
-from backflip.rewards.fit import Fit, Reward, fit_reward, fit_votes, require_preference
+from backflip.rewards.ensemble import fit_ensemble
+from backflip.rewards.fit import Fit, Reward, fit_reward, fit_votes, require_difference, require_preference
 from backflip.stats.evidence import Evidence
 from backflip.stats.raters import POSITION, SENSITIVITY, TIES, Pooling, RaterFit
 
@@ -198,6 +199,29 @@ def test_a_feature_that_never_varies_does_not_blow_up():
     score = fit_reward(features, feedback, prompt, reference, Fit(), seed=0).score(features)
 
     assert float(np.abs(score).max()) < 10
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["answers all alike", "votes that cancel out"])
+def test_a_reward_that_is_the_same_for_every_answer_is_0_and_refused_for_a_climb(alike: bool):
+    features, feedback, prompt, reference = crowd(20)
+    if alike:
+        features, reference = np.ones_like(features), np.ones_like(reference)
+    else:
+        feedback = [vote(f.a, f.b, c) for f in feedback for c in "ab"]
+    fitted = fit_votes(features, feedback, prompt, reference, Fit(), seed=0)
+    members = fit_ensemble(fitted, reference, Fit(), seed=0)
+
+    assert not fitted.reward.score(features).any()
+    assert not members.score(features).any()
+    assert np.isfinite([fitted.reward.slope, fitted.reward.tie, fitted.reward.prior]).all()
+    with pytest.raises(DataError, match="same for every answer") as told:
+        require_difference(fitted.reward, reference)
+    assert len(str(told.value).splitlines()) == 3
+
+
+def test_a_reward_that_tells_answers_apart_is_fit_for_a_climb():
+    features, feedback, prompt, reference = crowd(3)
+    require_difference(fit_reward(features, feedback[:1], prompt, reference, Fit(), seed=0), reference)
 
 
 def test_no_votes_are_refused():

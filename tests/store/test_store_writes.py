@@ -132,7 +132,7 @@ def test_a_retracted_vote_sent_again_stays_retracted(voted: Store, ballot: Ballo
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
-        (("n", "p9", "ann"), "no pair 'p9'"),
+        (("n", "p9", "ann"), "no pair 'p9'.\n.* another run's"),
         (("n", "p1", "eve"), "no rater 'eve'"),
         (("n", "p1", "ann", "b"), "'ann' has already voted on pair 'p1'"),
         (("k1", "p1", "ann", "b"), "key 'k1' is taken"),
