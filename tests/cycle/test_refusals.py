@@ -29,6 +29,7 @@ from backflip.cycle.tools import Silent, Tools
 from backflip.models.llama import Llama
 from backflip.policies.plan import SFT
 from backflip.raters.personas import Crowd, Persona
+from backflip.rewards.fit import Fitted, fit_votes
 from backflip.store import Store, open_store
 
 
@@ -124,6 +125,21 @@ def test_a_plan_that_asks_for_no_votes_is_refused_before_sampling_until_some_are
     run_rounds(root)
     with open_store(root / "run.db") as store:
         assert "measure" in store.steps_done(1)
+
+
+def test_a_reward_that_tells_no_answers_apart_stops_the_run_before_the_climb(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flat(*args: Any, **keys: Any) -> Fitted:
+        fitted = fit_votes(*args, **keys)
+        return fitted._replace(reward=fitted.reward._replace(weight=np.zeros_like(fitted.reward.weight)))
+
+    monkeypatch.setattr("backflip.cycle.fit.fit_votes", flat)
+    root = new_run(tmp_path / "run", tiny_model, rounds=1)
+    with pytest.raises(DataError, match="same for every answer"):
+        run_rounds(root)
+    with open_store(root / "run.db") as store:
+        assert "fit" not in store.steps_done(1)
 
 
 def test_one_simulated_rater_alone_is_enough(tiny_model: Path, tmp_path: Path) -> None:
