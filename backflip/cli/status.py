@@ -37,6 +37,10 @@ def _lines(seen: "Overview") -> Iterator[str]:
     yield from (f"plan, from round {c.round} on: {_edits(c.changes)}" for c in later)
     if seen.edited:
         yield f"plan edited, not taken up until the run is carried on: {_edits(seen.edited)}"
+    if seen.warnings:
+        yield "warnings (no climb is stopped by them):"
+    for w in seen.warnings:
+        yield f"  round {w.round}, step {w.tick}: {w.told} ({w.name})"
     if seen.figures:
         yield "figures so far:"
     for name, m in seen.figures.items():

@@ -55,7 +55,7 @@ def known_before(number: int, tools: Tools) -> Known | None:
     """What round `number` knows before anybody has voted in it; None where the plan leaves its pairs to the lot."""
     if tools.plan.rate.choose == "random" or number == 1:
         return None
-    reward, ensemble = learned_of_round(number - 1, tools)
+    reward, ensemble, _ = learned_of_round(number - 1, tools)
     seen = seen_by(number - 1, tools).decided()
     told = seen.apart((seen.features - reward.mean) / reward.scale)
     return Known(reward, ensemble, told)

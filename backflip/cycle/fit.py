@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from backflip.core.records import Metric, ModelVersion, Sample
 from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_text, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
-from backflip.cycle.votes import CHAT, ROUND_FEATURES, Features, Table, features_file, votes_table
+from backflip.cycle.votes import CHAT, ROUND_FEATURES, Features, Table, features_file, kept_apart, votes_table
 from backflip.rewards.ensemble import Ensemble, fit_ensemble, load_ensemble, save_ensemble
 from backflip.rewards.fit import Fitted, Reward, emphasis, fit_votes, require_difference, require_preference
 from backflip.rewards.model import RewardModel, features_of, load_reward, save_reward
@@ -25,6 +25,18 @@ from backflip.stats.bootstrap import Interval
 from backflip.stats.calibration import accuracy, calibration_error, log_loss, reliability_bins
 
 Array = NDArray[np.float64]
+CHECK = "check"
+"""Folder of the second reward, on votes kept apart, within that of the first."""
+
+
+class FromVotes(NamedTuple):
+    """What a round's fit made of its votes."""
+
+    reward: Reward
+    ensemble: Ensemble | None
+    """None where it was fitted before there were any."""
+    check: Reward | None
+    """On the votes that were kept apart; None where there were none, or nothing could be learned from them."""
 
 
 def fit(number: int, tools: Tools) -> Outcome:
@@ -35,20 +47,20 @@ def fit(number: int, tools: Tools) -> Outcome:
     store = tools.store
     require_import(tools)
     if store.watermark(number) is None and not store.thumbs():  # a watermark is never moved
-        require_preference([v.verdict or v.choice for v in store.votes(stream="fit")])
+        _require_preference(tools)
     with store.begin() as tx:
         mark = tx.set_watermark(number)
     tools.watcher.begin(f"round {number}: fit the reward", number + 1)
     table = _features(number, tools)
     tools.watcher.advance(number, f"{len(store.votes(upto=mark))} votes")
     seen = _seen(tools, table, mark)
-    reward, path = _fit(number, tools, table, seen)
+    (reward, _, check), path = _fit(number, tools, table, seen)
     tools.watcher.advance()
-    seen = seen.decided()
+    seen = _parted(tools, seen)[0].decided()
     held_out = votes_table(store, table, store.votes(stream="random", upto=mark)).decided()
     metrics = [
         Metric(round=number, step="fit", tick=0, name=n, value=i.value, low=i.low, high=i.high)
-        for n, i in _judge(tools, reward, seen, held_out, mark).items()
+        for n, i in (_judge(tools, reward, seen, held_out, mark) | _judged_check(tools, check, held_out)).items()
     ]
     counted = {"votes/count": float(len(store.votes(upto=mark)))}
     if held_out.feedback:
@@ -77,6 +89,19 @@ def require_import(tools: Tools) -> None:
     )
 
 
+def _require_preference(tools: Tools) -> None:
+    """Refuse votes that no reward can be fitted on. Raises: DataError."""
+    votes, prompt = tools.store.votes(stream="fit"), {p.id: p.prompt_id for p in tools.store.pairs(stream="fit")}
+    require_preference([v.verdict or v.choice for v in votes])
+    left = [v.verdict for v in votes if not kept_apart(tools.plan, prompt[v.pair_id])]
+    if not {"a", "b"} & set(left):
+        raise DataError(
+            f"No vote that prefers an answer is left for the reward: fit.apart = {tools.plan.fit.apart:g} keeps "
+            f"{len(votes) - len(left)} of {len(votes)} apart.\nSo few votes do not make two rewards.\n"
+            "Rate more pairs and start again with the same command, or start another run with a smaller fit.apart."
+        )
+
+
 def _seen(tools: Tools, table: Features, mark: int | None) -> Table:
     """What a fit reads: the votes of its stream and the thumbs up to a watermark."""
     store = tools.store
@@ -84,8 +109,13 @@ def _seen(tools: Tools, table: Features, mark: int | None) -> Table:
 
 
 def seen_by(number: int, tools: Tools) -> Table:
-    """What the fit of round `number` read."""
-    return _seen(tools, _features(number, tools), tools.store.watermark(number))
+    """What the reward of round `number` was fitted on."""
+    return _parted(tools, _seen(tools, _features(number, tools), tools.store.watermark(number)))[0]
+
+
+def _parted(tools: Tools, seen: Table) -> tuple[Table, Table]:
+    """The votes for the reward, and those that are kept apart for its check."""
+    return seen.only(lambda p: not kept_apart(tools.plan, p)), seen.only(lambda p: kept_apart(tools.plan, p))
 
 
 def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
@@ -97,42 +127,55 @@ def learn(tools: Tools, table: Features, seen: Table) -> Fitted:
     )  # fmt: skip
 
 
-def _fit(number: int, tools: Tools, table: Features, seen: Table) -> tuple[Reward, Path]:
-    """Fit the round's reward and its ensemble and save them; returns the reward and where both lie."""
-    fitted = learn(tools, table, seen)
+def _fit(number: int, tools: Tools, table: Features, seen: Table) -> tuple[FromVotes, Path]:
+    """Fit the round's reward, its ensemble and its check and save them; returns them and where they lie."""
+    ours, apart = _parted(tools, seen)
+    fitted = learn(tools, table, ours)
     require_difference(fitted.reward, table[1][1])
     ensemble = fit_ensemble(fitted, table[1][1], tools.plan.fit, seed=tools.plan.seed)
+    check = learn(tools, table, apart).reward if _says(apart) else None
+    if tools.plan.fit.apart and check is None:
+        tools.watcher.say(f"round {number}: the votes kept apart prefer no answer, so that the score goes unchecked")
     path = tools.round_dir(number) / "reward"
 
     def save(part: Path) -> None:
         save_reward(fitted.reward, part)
         save_ensemble(ensemble, part)
+        if check is not None:
+            save_reward(check, part / CHECK)
 
     write_whole(path, save)
-    return fitted.reward, path
+    return FromVotes(fitted.reward, ensemble, check), path
 
 
-def learned_of_round(number: int, tools: Tools) -> tuple[Reward, Ensemble | None]:
-    """The reward that round `number` fitted, and its members; None where it was fitted before there were any.
+def _says(seen: Table) -> bool:
+    """Whether a reward can be fitted on these votes."""
+    return bool(seen.thumbs) or any(f.choice in ("a", "b") for f in seen.feedback)
 
-    Both are fitted anew on the round's votes when a file is missing or damaged.
-    """
+
+def learned_of_round(number: int, tools: Tools) -> FromVotes:
+    """What round `number` fitted; fitted anew on the round's votes when a file is missing or damaged."""
     folder = tools.round_dir(number) / "reward"
     with suppress(*UNREADABLE):
-        return load_reward(folder), load_ensemble(folder)
+        return _load(folder)
     store, mark = tools.store, tools.store.watermark(number)
     counted = [m.value for m in store.metrics(round=number, step="fit", name="votes/count")]
     which = "the same votes" if counted == [len(store.votes(upto=mark))] else "the votes that are left"
     tools.watcher.say(f"round {number}: its reward is missing or damaged, and is fitted anew on {which}")
     table = _features(number, tools)
     _fit(number, tools, table, _seen(tools, table, mark))
-    return load_reward(folder), load_ensemble(folder)
+    return _load(folder)
+
+
+def _load(folder: Path) -> FromVotes:
+    check = load_reward(folder / CHECK) if (folder / CHECK).exists() else None
+    return FromVotes(load_reward(folder), load_ensemble(folder), check)
 
 
 def scorer_of_round(number: int, tools: Tools) -> RewardModel:
     """What round `number` fitted, ready to score answers."""
-    reward, ensemble = learned_of_round(number, tools)
-    return RewardModel(reward, tools.reader, ensemble)
+    reward, ensemble, check = learned_of_round(number, tools)
+    return RewardModel(reward, tools.reader, ensemble, check)
 
 
 def _features(number: int, tools: Tools) -> Features:
@@ -192,6 +235,15 @@ def _reliability(number: int, tools: Tools, reward: Reward, held_out: Table) -> 
     table = {"bins": [b._asdict() for b in reliability_bins(*votes)], "slope": reward.slope, "tie": reward.tie}
     write_text(tools.round_dir(number) / "reliability.json", json.dumps(table))
     return calibration_error(*votes)
+
+
+def _judged_check(tools: Tools, check: Reward | None, held_out: Table) -> dict[str, Interval]:
+    """How often the check agrees with held-out votes."""
+    unit = [held_out.prompt[f.a] for f in held_out.feedback]
+    if check is None or len(set(unit)) < 2:
+        return {}
+    choice = [f.choice for f in held_out.feedback]
+    return {"check/heldout_accuracy": accuracy(gaps(check, held_out), choice, tools.plan.seed, unit=unit)}
 
 
 def _judge(tools: Tools, reward: Reward, seen: Table, held_out: Table, mark: int) -> dict[str, Interval]:

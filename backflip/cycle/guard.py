@@ -6,7 +6,6 @@ import math
 import numpy as np
 
 from backflip.core.errors import BackflipError, DataError
-from backflip.core.protocols import Scorer
 from backflip.core.records import Answer, Judged, Pair, Prompt
 from backflip.core.rng import generator, seed_of
 from backflip.cycle.artefacts import write_text
@@ -28,7 +27,9 @@ from backflip.measure.alarm import (
     valued,
     win,
 )
+from backflip.measure.warnings import FORETOLD
 from backflip.policies.state import PolicyState
+from backflip.rewards.model import RewardModel
 from backflip.stats.calibration import OUTCOME
 from backflip.stats.falling import Look
 
@@ -39,7 +40,7 @@ FEWEST = 4
 class Guard:
     """Looks at a round's climb when the plan names gold; `ring` is set once gold has fallen."""
 
-    def __init__(self, number: int, tools: Tools, scorer: Scorer, first: int) -> None:
+    def __init__(self, number: int, tools: Tools, scorer: RewardModel, first: int) -> None:
         """Take up the looks that were taken before a stop. Raises: BackflipError for gold that cannot judge."""
         self.number, self.tools, self.scorer, self.first = number, tools, scorer, first
         self.plan = tools.plan.alarm
@@ -85,7 +86,8 @@ class Guard:
         wins = [self._judge(p, a, b, tick) for p, a, b in zip(prompts, ours, theirs, strict=True)]
         self.seen.append(Seen(tick, Look(math.sqrt(max(kl, 0.0)), sum(wins), len(wins))))
         self.ring = listen(self.seen, self.plan.rate)
-        out = {WINS: sum(wins), JUDGED: float(len(wins)), DISTANCE: kl}
+        foretold = float(self.scorer.foretold(prompts, ours, theirs).sum())
+        out = {WINS: sum(wins), JUDGED: float(len(wins)), DISTANCE: kl, FORETOLD: foretold}
         if self.ring is not None:
             gain = self.scorer.score(prompts, ours) - self.scorer.score(prompts, theirs)
             self._exhibits = exhibits(prompts, ours, theirs, gain.tolist(), wins)

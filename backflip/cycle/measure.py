@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 def measure(number: int, tools: Tools) -> Outcome:
     """Monitor prompts after every round, final prompts after the last; people's held-out pairs are opened here."""
     plan = tools.plan
-    reward, ensemble = learned_of_round(number, tools)
+    reward, ensemble, _ = learned_of_round(number, tools)
     policy = f"policy-r{number}"
     metrics: list[Metric] = []
     splits: list[Purpose] = ["monitor", "final"] if number == plan.rounds else ["monitor"]

@@ -19,7 +19,8 @@ from backflip.cycle.guard import Guard
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
 from backflip.cycle.tools import Outcome, Tools, policy_before
-from backflip.cycle.votes import vote_weights
+from backflip.cycle.votes import kept_apart, vote_weights
+from backflip.cycle.watch import watched
 from backflip.measure.soundness import require_sound_start
 from backflip.policies import ppo, rollout
 from backflip.policies.foresight import at_a_time, keep_within_memory, longest_imaginable, need_of_climb
@@ -79,7 +80,7 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
             for step in method.climb(state, work, plan.ppo, plan.optimise, **rules):
                 if step.state.step == 1:
                     require_sound_start(step.metrics, tools.loaded.trunk.dtype)
-                figures = step.metrics | _true_utility(tools, step)
+                figures = step.metrics | _true_utility(tools, step) | watched(step, scorer, tools.prompts)
                 _keep_some(number, step.state.step - first, tools, step)
                 figures |= guard.look(state, figures["objective/kl"])
                 finish(state, figures, _note(figures))
@@ -166,7 +167,7 @@ def _warm_up(number: int, tools: Tools, work: rollout.Tools, state: PolicyState)
 
 
 def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
-    """The votes that the round's reward was fitted to, with the answers they are about; a tie is half a win.
+    """The votes that the round's reward was fitted on, with the answers they are about; a tie is half a win.
 
     Raises: RuntimeError before the round's fit.
     """
@@ -192,6 +193,7 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
         for v in votes
         if v.verdict is not None
         for pair in [pairs[v.pair_id]]
+        if not kept_apart(tools.plan, pair.prompt_id)
     ]
 
 

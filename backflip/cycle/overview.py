@@ -11,6 +11,7 @@ from backflip.core.records import Metric
 from backflip.cycle.folder import LOCK, OWNER, PLAN, WEB_LOCK, WEB_OWNER, has_begun, last_worked_on, run_store
 from backflip.cycle.plan import Plan, read_plan
 from backflip.cycle.plan_changes import Changes, PlanChange, differences, plan_history, plan_in_use, plan_of_round
+from backflip.cycle.watch import Warned, warned
 from backflip.cycle.wins import metrics_now
 from backflip.store import Store
 
@@ -64,6 +65,8 @@ class Overview:
     votes: int = 0
     waiting: int = 0
     """Pairs that still want a vote."""
+    warnings: Sequence[Warned] = ()
+    """Signs that the score may have ceased to mean what is wanted; see `backflip.measure.warnings`."""
     figures: Mapping[str, Metric] = field(default_factory=dict)
     """The newest value of each figure in `TOLD` that has been measured."""
 
@@ -78,13 +81,15 @@ def overview(root: Path) -> Overview:
     if not has_begun(root, plan):
         return begun
     with run_store(root, plan) as store:
-        newest = {m.name: m for m in metrics_now(store) if m.name in TOLD and m.tick == 0}
+        metrics = metrics_now(store)
+        newest = {m.name: m for m in metrics if m.name in TOLD and m.tick == 0}
         return replace(
             begun,
             finished=_finished(store, plan),
             rounds=tuple(_round(store, number, plan_of_round(root, plan, number)) for number in store.rounds()),
             votes=len(store.votes()),
             waiting=len(store.wanting()),
+            warnings=warned(metrics),
             figures={name: newest[name] for name in TOLD if name in newest},
         )
 

@@ -1,7 +1,7 @@
 """Votes and thumbs beside the features of the answers they are about: what a fit reads. No model is loaded."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.records import TALK, Feedback, Pair, Purpose, Sample, Thumbed, ThumbVote, Vote
+from backflip.core.rng import generator
 from backflip.cycle.artefacts import kept, load_array
+from backflip.cycle.plan import Plan
 from backflip.stats.calibration import OUTCOME
 from backflip.store import Store
 
@@ -35,6 +37,13 @@ class Table(NamedTuple):
         """Without "skip", which says nothing of the answers, and without thumbs."""
         return self._replace(feedback=[f for f in self.feedback if f.choice != "skip"], thumbs=[])
 
+    def only(self, keep: Callable[[str], bool]) -> "Table":
+        """The votes and thumbs on the prompts, by id, that `keep` holds for."""
+        return self._replace(
+            feedback=[f for f in self.feedback if keep(self.prompt[f.a])],
+            thumbs=[t for t in self.thumbs if keep(self.prompt[t.item])],
+        )
+
     def apart(self, rows: Array) -> Array:
         """(P, ...) what an answer a has in `rows` (B, ...), one an answer, less what its b has."""
         a, b = np.array([(f.a, f.b) for f in self.feedback], dtype=np.int64).reshape(-1, 2).T
@@ -44,6 +53,11 @@ class Table(NamedTuple):
     def outcome(self) -> Array:
         """(P,) what each vote is worth to its answer a: 1, a half or 0. Of decided votes only."""
         return np.array([OUTCOME[f.choice] for f in self.feedback])
+
+
+def kept_apart(plan: Plan, prompt_id: str) -> bool:
+    """Whether the votes on a prompt fit the check instead of the reward; by lot, and the same in every round."""
+    return bool(generator(plan.seed, "apart", prompt_id).random() < plan.fit.apart)
 
 
 def features_file(artefact: Path, purpose: Literal["rate", "chat"]) -> Path:

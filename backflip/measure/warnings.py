@@ -13,8 +13,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backflip.stats.agreement import share_of
-from backflip.stats.bootstrap import Interval
+from backflip.stats.bootstrap import Interval, wilson
 
 Array = NDArray[np.float64]
 Name = Literal["check", "spread", "length", "repetition", "miscalibrated"]
@@ -109,7 +108,7 @@ def overrated(duels: Sequence[Duels]) -> Interval | None:
     judged = sum(d.judged for d in kept)
     if judged < FEWEST:
         return None
-    foretold, share = sum(d.foretold for d in kept) / judged, share_of(sum(d.wins for d in kept), judged, LEVEL).share
+    foretold, share = sum(d.foretold for d in kept) / judged, wilson(sum(d.wins for d in kept), judged, LEVEL)
     return Interval(foretold - share.value, foretold - share.high, foretold - share.low)
 
 

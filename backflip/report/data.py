@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from backflip.cycle.watch import Warned
+
 Kind = Literal["together", "unclear", "behind", "parted", "perhaps", "fell"]
 
 
@@ -268,6 +270,8 @@ class ReportData:
     fits: tuple[Fit, ...] = ()
     raters: tuple[RaterRow, ...] = ()
     alarms: tuple[AlarmTold, ...] = ()
+    warnings: tuple[Warned, ...] = ()
+    """Signs without gold along the climbs that the score may have ceased to mean what is wanted."""
     side_by_side: tuple[SideBySide, ...] = ()
     side_by_side_split: str = "final"
     lengths: tuple[Lengths, ...] = ()

@@ -11,6 +11,7 @@ from typing import Literal
 from backflip.core.records import Judged, Metric, Prompt, Sample
 from backflip.core.rng import generator
 from backflip.cycle.raters import RaterFigures
+from backflip.cycle.watch import warned
 from backflip.cycle.wins import metrics_now
 from backflip.report.data import (
     Attribute,
@@ -77,7 +78,8 @@ def gather(
     learned: what the votes say of the raters (see `cycle.raters`).
     pairs: how many pairs of answers to draw (with the run's seed) for the side-by-side.
     """
-    figures = _Figures(metrics_now(store))
+    metrics = metrics_now(store)
+    figures = _Figures(metrics)
     raters, votes = store.raters(), store.votes()
     samples, prompts = store.samples(), {p.id: p for p in store.prompts()}
     seed = store.note("seed") or ""
@@ -108,6 +110,7 @@ def gather(
         verdict=judge_score(versions),
         baseline=_baseline(samples, prompts, judge),
         steps=_steps(figures),
+        warnings=warned(metrics),
         kl_target=kl_target,
         fits=_fits(figures),
         raters=rater_rows(raters, votes, store.vote_log(), learned),

@@ -7,6 +7,7 @@ later refit.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from backflip.rewards.classifier import token_features
 from backflip.rewards.ensemble import Ensemble
 from backflip.rewards.fit import Reward
 from backflip.sampling.score import Reader, Reading
+from backflip.stats.calibration import expected
 
 Array = NDArray[np.float64]
 
@@ -41,6 +43,8 @@ class RewardModel:
     reader: Reader
     ensemble: Ensemble | None = None
     """Rewards fitted besides on resampled prompts, whose mean is `reward`; None for a reward that has none."""
+    check: Reward | None = None
+    """A second reward, on votes that this one has not seen, to watch a climb by; None where none were kept apart."""
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
         """(B,) rewards; 0 is the untouched model's mean, 1 its standard deviation."""
@@ -51,6 +55,20 @@ class RewardModel:
         if self.ensemble is None:
             return np.zeros(len(answers))
         return self.ensemble.spread(self._features(prompts, answers))
+
+    def foretold(self, prompts: Sequence[Prompt], ours: Sequence[Answer], theirs: Sequence[Answer]) -> Array:
+        """(B,) chances, a tie half, that each of our answers is judged better than theirs to the same prompt."""
+        gap = self.score(prompts, ours) - self.score(prompts, theirs)
+        return expected(gap * self.reward.slope, self.reward.tie)
+
+    def watched(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[float, float]:
+        """Means over answers: of their spread, and of the check's reward; NaN for what there is none of."""
+        members = 1 if self.ensemble is None else len(self.ensemble.bias)
+        if members < 2 and self.check is None:
+            return math.nan, math.nan
+        features = self._features(prompts, answers)
+        spread = math.nan if self.ensemble is None or members < 2 else float(self.ensemble.spread(features).mean())
+        return spread, math.nan if self.check is None else float(self.check.score(features).mean())
 
     def _features(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
         reading = self.reader.reference(prompts, answers)

@@ -21,6 +21,9 @@ class Fit:
     """Rewards fitted besides on resampled prompts, to tell how sure the reward is of an answer; 1 fits none."""
     member_features: float = 1.0
     """Share of the features, drawn by lot, that each of them sees: less makes them differ more."""
+    apart: float = 0.0
+    """Share of the training prompts whose votes are kept from the reward (and from DPO) and fit a second one. It is
+    only watched: where the score rises while it falls, `backflip status` and the report warn. 0 fits none."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -28,3 +31,4 @@ class Fit:
         require(self.folds >= 2, "folds", "a whole number of 2 or more")
         require(self.members >= 1, "members", "a whole number of 1 or more")
         require(0 < self.member_features <= 1, "member_features", "a number above 0, at most 1")
+        require(0 <= self.apart < 1, "apart", "0 or more and below 1")

@@ -1,11 +1,13 @@
-"""Means, differences, ratios and win rates with percentile bootstrap intervals.
+"""Means, differences, ratios and win rates with percentile bootstrap intervals; a share of few with Wilson's.
 
 What is resampled is the unit that was drawn at random, nearly always the prompt: answers to one prompt
 are alike, and resampling single answers would make an interval too narrow.
 Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +49,20 @@ def bootstrap_mean(
     sums = np.bincount(place, weights=x, minlength=len(places))
     counts = np.bincount(place, minlength=len(places)).astype(np.float64)
     return ratio_of_means(sums, counts, seed, draws, level)
+
+
+def wilson(wins: float, judged: int, level: float = 0.95) -> Interval:
+    """A share of wins, ties half, and its interval, which is sound also for few.
+
+    Raises: ValueError without a judgement.
+    Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
+    """
+    if not 0 <= wins <= judged or judged < 1:
+        raise ValueError(f"{wins} wins of {judged}: a share needs 1 judgement or more")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, room = wins / judged, z * z / judged
+    middle, half = share + room / 2, math.sqrt(share * (1 - share) * room + room * room / 4)
+    return Interval(share, (middle - half) / (1 + room), (middle + half) / (1 + room))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, draws: int = 2000, level: float = 0.95) -> Interval:

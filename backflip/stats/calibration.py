@@ -72,6 +72,12 @@ def log_loss(
     return bootstrap_mean(-logp, seed, draws, level, unit=unit)
 
 
+def expected(gap: ArrayLike, tie: float = 0.0) -> Floats:
+    """(N,) what a vote on each gap (N,) is worth to answer a before it is cast: P(a) + P(tie) / 2; tie >= 0."""
+    x = np.asarray(gap, dtype=np.float64)
+    return np.asarray(0.5 + 0.5 * (np.exp(-np.logaddexp(0, tie - x)) - np.exp(-np.logaddexp(0, tie + x))))
+
+
 class Bin(NamedTuple):
     """Votes of which the gap is about equally sure: means over `votes` of them."""
 
@@ -92,7 +98,7 @@ def reliability_bins(gap: ArrayLike, choice: Sequence[str], tie: float = 0.0, bi
     if len(x) == 0 or not tie >= 0 or bins < 1:
         raise ValueError("a calibration error needs votes, tie >= 0 and bins >= 1")
     size = np.abs(x)
-    sure = 0.5 + 0.5 * (np.exp(-np.logaddexp(0, tie - size)) - np.exp(-np.logaddexp(0, tie + size)))
+    sure = expected(size, tie)
     hit = hits(x, outcome)
     place = np.minimum((2 * (sure - 0.5) * bins).astype(np.int64), bins - 1)
     return [

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backflip.stats.bootstrap import bootstrap_mean, paired_difference, ratio_of_means, win_rate, win_shares
+from backflip.stats.bootstrap import bootstrap_mean, paired_difference, ratio_of_means, wilson, win_rate, win_shares
 
 
 def test_the_value_is_the_mean_and_the_interval_that_of_the_normal_law():
@@ -123,3 +123,12 @@ def test_it_refuses_what_does_not_fit():
         win_shares([[np.inf]], [[np.inf]])
     with pytest.raises(ValueError, match=r"must be \(N,\)"):
         bootstrap_mean([[1.0, 2.0]], seed=0)
+
+
+def test_wilsons_interval_worked_by_hand():
+    # 15 of 20, z = 1.96: (0.75 + z2/40 -+ z sqrt(0.75 0.25 / 20 + z2/1600)) / (1 + z2/20)
+    assert wilson(15, 20) == pytest.approx((0.75, 0.5313, 0.8881), abs=1e-4)
+    assert wilson(0, 10).low == pytest.approx(0)
+    assert wilson(5, 10, 0.99).high > wilson(5, 10).high
+    with pytest.raises(ValueError, match="1 judgement or more"):
+        wilson(0, 0)

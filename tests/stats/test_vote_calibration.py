@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from backflip.stats.calibration import accuracy, calibration_error, log_loss
+from backflip.stats.calibration import accuracy, calibration_error, expected, log_loss
 
 
 def test_accuracy_worked_by_hand_with_ties_half():
@@ -81,3 +81,9 @@ def test_it_refuses_what_does_not_fit():
         log_loss([1.0, 1.0], ["a", "a"], 0, tie=-1.0)
     with pytest.raises(ValueError, match="bins"):
         calibration_error([1.0], ["a"], bins=0)
+
+
+def test_what_a_vote_is_worth_before_it_is_cast_counts_a_tie_half():
+    # reward ratio 2, theta 3: P(a) = 2/5, P(tie) = 16/35
+    assert expected([math.log(2), 0.0], tie=math.log(3)) == pytest.approx([2 / 5 + 8 / 35, 1 / 2])
+    assert expected([math.log(3)]) == pytest.approx([3 / 4])
