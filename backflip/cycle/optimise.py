@@ -69,6 +69,7 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     def finish(state: PolicyState, figures: dict[str, float], note: str) -> None:
         tick = state.step - first
         rows = [Metric(round=number, step="optimise", tick=tick, name=n, value=v) for n, v in figures.items()]
+        rows += guard.late()
         with tools.store.begin() as tx:  # first the figures, then the checkpoint: a step cut short is done again
             tx.add_metrics(rows)
         tools.tracker.log(rows)
@@ -91,6 +92,9 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
             state = tools.state = _start(number, tools, work, folder)
             state.step += 1
             finish(state, {REFUSED: 1.0}, "refused")
+    guard.end(state.step - first)
+    with tools.store.begin() as tx:
+        tx.add_metrics(guard.late())
     if guard.rang():
         state = _back(guard, state, tools, folder)
     write_whole(final, lambda part: save_state(state, part))

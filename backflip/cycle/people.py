@@ -61,7 +61,8 @@ def waiting(store: Store, number: int, rate: Rate, *, reference: bool = False) -
     A second judgement is not waited for while there is nobody to give it.
     """
     people = len({login.rater_id for login in store.people.logins() if login.revoked_at is None})
-    pairs = [p for p in store.pairs(round=number) if (p.stream == "reference") == reference]
+    finished = (p for p in store.pairs(round=number) if not p.policy.startswith(LOOKS))  # a climb waits for its own
+    pairs = [p for p in finished if (p.stream == "reference") == reference]
     missing = {pair.id: count for pair, count in store.wanting(number)}
     wanted, still, open_pairs = 0, 0, 0
     for p in pairs:
@@ -129,7 +130,7 @@ def _wait(wish: _Wish, tools: "Tools") -> None:
     now = wish.look()
     if now.enough:
         return
-    since = _since(wish.who, tools.store)
+    since = since_when(_key(wish.who), tools.store)
     while not now.enough:
         if serving(tools.root) is not None:
             seen = time.monotonic()
@@ -153,14 +154,14 @@ def _wait(wish: _Wish, tools: "Tools") -> None:
             tools.watcher.advance(now.cast - before.cast, f"{now.left} {wish.left}")
 
 
-def _since(who: str, store: Store) -> float:
-    """When the waiting began, in seconds since the epoch; a resumed run keeps its first moment."""
-    began = waits_since(store, who)
-    if began is None:
-        began = time.time()
+def since_when(key: str, store: Store) -> float:
+    """When a wait that is noted under `key` began, in seconds since the epoch; a resumed one keeps its first moment."""
+    noted = store.note(key)
+    if noted is None:
+        noted = str(time.time())
         with store.begin() as tx:
-            tx.set_note(_key(who), str(began))
-    return began
+            tx.set_note(key, noted)
+    return float(noted)
 
 
 def _key(who: str) -> str:

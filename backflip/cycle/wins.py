@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from backflip.core.records import Metric
-from backflip.cycle.folder import REFERENCE
+from backflip.cycle.folder import LOOKS, REFERENCE
 from backflip.stats.bootstrap import bootstrap_mean
 from backflip.store import Store
 
@@ -27,9 +27,9 @@ def win_rate_by_people(store: Store, number: int, seed: int) -> Metric | None:
         if said.get((mine.prompt_id, mine.index)) == mine.text.strip():  # a tie that nobody need judge
             won.setdefault(mine.prompt_id, []).append(0.5)
     for v in store.votes(round=number, stream="reference"):
-        if v.verdict is None:
-            continue
         pair = known[v.pair_id]
+        if v.verdict is None or pair.policy.startswith(LOOKS):  # the latter was judged amid the climb
+            continue
         share = 0.5 if v.verdict == "tie" else float((v.verdict == "a") == (pair.sample_a in policy))
         won.setdefault(pair.prompt_id, []).append(share)
     if len(won) < 2:

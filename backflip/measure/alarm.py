@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from backflip.core.errors import DataError
-from backflip.core.records import Answer, Prompt
 from backflip.stats.falling import Evidence, Look, weigh
 
 GoldFunction = Callable[[str, str], float]
@@ -14,8 +13,10 @@ SHOWN = 3
 """Answers that an alarm shows."""
 WINS, JUDGED, DISTANCE, EVIDENCE = "alarm/wins", "alarm/judged", "alarm/kl", "alarm/log_e"
 """A look's figures among those of its step."""
+CLOSED = "alarm/closed"
+"""The tick at which a look that people judge was weighed; its figures stand at the tick at which it was taken."""
 BACK_TO = "alarm/back_to"
-"""The tick that a climb went back to when its alarm rang; told at the tick where it rang."""
+"""The tick that a climb went back to when its alarm rang; told at the tick of the look that made it ring."""
 
 
 class Seen(NamedTuple):
@@ -91,8 +92,8 @@ def win(ours: float, theirs: float) -> float:
     return 0.5 if ours == theirs else float(ours > theirs)
 
 
-def paragraph(ring: Ring, seen: Sequence[Seen], kl_target: float) -> str:
-    """What happened, in one paragraph."""
+def paragraph(ring: Ring, seen: Sequence[Seen], kl_target: float, after: int | None = None) -> str:
+    """What happened, in one paragraph; `after` is the step at which the last judgements were there."""
     at, best, found = ring.at, ring.best, ring.evidence
     judged = int(sum(s.look.judged for s in seen))
     expected = dict(zip((s.tick for s in seen), found.expected.tolist(), strict=True))
@@ -108,12 +109,14 @@ def paragraph(ring: Ring, seen: Sequence[Seen], kl_target: float) -> str:
         else f"A fixed KL budget of {kl_target:g} nats would have stopped after step {rival.tick}, at "
         f"{expected[rival.tick]:.0%}."
     )
+    late = f" (told after step {after}, when people had judged it)" if after is not None and after > at.tick else ""
     return (
-        f"The alarm rang after step {at.tick}, {at.look.d**2:.1f} nats from the untouched model: gold has fallen, "
-        f"though the score need not have. {judged} judgements say that the policy now wins {expected[at.tick]:.0%} of "
-        f"comparisons with the untouched model; a climb that never falls looks like this with a chance of at most "
-        f"{max(0.001, min(1.0, math.exp(-found.log_e))):.1%}. Gold was best near {found.peak**2:.1f} nats "
-        f"({found.low**2:.1f} to {found.high**2:.1f}). The climb stops and goes back to the policy {back}. {dumb}"
+        f"The alarm rang after step {at.tick}{late}, {at.look.d**2:.1f} nats from the untouched model: gold has "
+        f"fallen, though the score need not have. {judged} judgements say that the policy now wins "
+        f"{expected[at.tick]:.0%} of comparisons with the untouched model; a climb that never falls looks like this "
+        f"with a chance of at most {max(0.001, min(1.0, math.exp(-found.log_e))):.1%}. Gold was best near "
+        f"{found.peak**2:.1f} nats ({found.low**2:.1f} to {found.high**2:.1f}). The climb stops and goes back to the "
+        f"policy {back}. {dumb}"
     )
 
 
@@ -127,11 +130,7 @@ class Exhibit(NamedTuple):
     """Reward of the answer, less that of the untouched model's."""
 
 
-def exhibits(
-    prompts: Sequence[Prompt], ours: Sequence[Answer], theirs: Sequence[Answer], gain: Sequence[float],
-    wins: Sequence[float],
-) -> list[Exhibit]:  # fmt: skip
-    """The answers that lost although the reward rose most, at most `SHOWN` of them."""
-    lost = [i for i in range(len(ours)) if wins[i] < 0.5]
-    worst = sorted(lost, key=lambda i: -gain[i])[:SHOWN]
-    return [Exhibit(prompts[i].text, ours[i].text, theirs[i].text, float(gain[i])) for i in worst]
+def exhibits(said: Sequence[tuple[str, str, str]], gain: Sequence[float], wins: Sequence[float]) -> list[Exhibit]:
+    """The answers that lost although the reward rose most, at most `SHOWN`; `said` is prompt, ours and theirs."""
+    lost = [i for i in range(len(said)) if wins[i] < 0.5]
+    return [Exhibit(*said[i], float(gain[i])) for i in sorted(lost, key=lambda i: -gain[i])[:SHOWN]]

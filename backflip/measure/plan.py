@@ -17,12 +17,16 @@ class Alarm:
     """
 
     gold: str = ""
-    """What judges: "utility" (the task's true utility), "people" (the run's simulated raters), or a function
-    "module:name" that takes prompt and answer as texts and returns a number, more being better. Empty: no alarm."""
+    """What judges: "utility" (the task's true utility), "people" (the run's raters, simulated or not), or a function
+    "module:name" that takes prompt and answer as texts and returns a number, more being better. Empty: no alarm. No
+    climb waits for people: a look belongs to its step, however late it is judged; see `patience`."""
     every: int = 2
     """Optimiser steps between two looks."""
     votes: int = 24
     """Judgements at each look, at most one a monitor prompt."""
+    patience: int = 3
+    """Looks after which one is weighed with the judgements that people have given by then; later ones are not counted.
+    At a round's end, while its pages are served, those still missing are waited for, at most rate.deadline_minutes."""
     labels: int = 400
     """Judgements of a round at most; after that the alarm looks no more."""
     rate: float = 0.05
@@ -36,5 +40,6 @@ class Alarm:
         require(known and (bool(self.gold) or idle), "gold", fits)
         require(self.every >= 1, "every", "a whole number of 1 or more")
         require(self.votes >= 1, "votes", "a whole number of 1 or more")
+        require(self.patience >= 1, "patience", "a whole number of 1 or more")
         require(self.labels >= self.votes, "labels", "at least alarm.votes")
         require(0 < self.rate < 1, "rate", "a number above 0, below 1")

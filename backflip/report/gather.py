@@ -10,6 +10,7 @@ from typing import Literal
 
 from backflip.core.records import Judged, Metric, Prompt, Sample
 from backflip.core.rng import generator
+from backflip.cycle.folder import LOOKS
 from backflip.cycle.raters import RaterFigures
 from backflip.cycle.watch import warned
 from backflip.cycle.wins import metrics_now
@@ -38,8 +39,8 @@ Judge = Callable[[Prompt, Sample], Judged | None]
 """The true utility of one stored answer; None where it has none."""
 
 REFERENCE = "reference"
-OTHERS = ("base",)
-"""Versions whose answers are neither the untouched model's nor a policy's."""
+OTHERS = ("base", LOOKS)
+"""How the versions begin whose answers are neither the untouched model's nor a finished policy's."""
 STEPS = ("sample", "rate", "fit", "optimise", "measure")
 
 
@@ -82,8 +83,7 @@ def gather(
     figures = _Figures(metrics)
     raters, votes = store.raters(), store.votes()
     samples, prompts = store.samples(), {p.id: p for p in store.prompts()}
-    seed = store.note("seed") or ""
-    rounds = store.rounds()
+    seed, rounds = store.note("seed") or "", store.rounds()
     weights = _mapping(store.note("weights"))
     monitor = _comparisons(figures, "monitor", weights, samples, prompts)
     final = _comparisons(figures, "final", weights, samples, prompts)
@@ -110,7 +110,7 @@ def gather(
         verdict=judge_score(versions),
         baseline=_baseline(samples, prompts, judge),
         steps=_steps(figures),
-        warnings=warned(metrics),
+        warnings=warned(store.metrics()),
         kl_target=kl_target,
         fits=_fits(figures),
         raters=rater_rows(raters, votes, store.vote_log(), learned),
@@ -146,7 +146,7 @@ def _comparisons(
     prompts: Mapping[str, Prompt],
 ) -> tuple[Comparison, ...]:
     """One per round that measured this split, in order."""
-    there = [s for s in samples if s.purpose == split and s.policy not in OTHERS]
+    there = [s for s in samples if s.purpose == split and not s.policy.startswith(OTHERS)]
     answered = [{s.prompt_id for s in there if (s.policy == REFERENCE) == r} for r in (0, 1)]
     out = []
     for number, tick in figures.places("measure"):
@@ -284,7 +284,7 @@ def _shown(samples: Sequence[Sample]) -> tuple[str, list[Sample], list[Sample]]:
     for purpose in ("final", "monitor"):
         there = [s for s in samples if s.purpose == purpose]
         before = [s for s in there if s.policy == REFERENCE]
-        tuned = [s for s in there if s.policy not in (REFERENCE, *OTHERS)]
+        tuned = [s for s in there if not s.policy.startswith((REFERENCE, *OTHERS))]
         if before and tuned:
             newest = max(tuned, key=lambda s: (s.round, s.policy)).policy
             return purpose, before, [s for s in tuned if s.policy == newest]

@@ -56,9 +56,8 @@ class RewardModel:
             return np.zeros(len(answers))
         return self.ensemble.spread(self._features(prompts, answers))
 
-    def foretold(self, prompts: Sequence[Prompt], ours: Sequence[Answer], theirs: Sequence[Answer]) -> Array:
-        """(B,) chances, a tie half, that each of our answers is judged better than theirs to the same prompt."""
-        gap = self.score(prompts, ours) - self.score(prompts, theirs)
+    def foretold(self, gap: Array) -> Array:
+        """(B,) chances, a tie half, that an answer is judged better than one whose reward is lower by `gap` (B,)."""
         return expected(gap * self.reward.slope, self.reward.tie)
 
     def watched(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[float, float]:
