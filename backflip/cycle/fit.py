@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.errors import DataError
+from backflip.core.protocols import Scorer
 from backflip.core.records import Metric, ModelVersion, Sample
 from backflip.cycle.artefacts import UNREADABLE, kept, load_answers, load_array, save_array, write_text, write_whole
 from backflip.cycle.folder import REFERENCE
 from backflip.cycle.tools import Outcome, Tools
 from backflip.cycle.votes import CHAT, ROUND_FEATURES, Features, Table, features_file, kept_apart, votes_table
+from backflip.rewards.conservative import Paid, Scored, caution
 from backflip.rewards.ensemble import Ensemble, fit_ensemble, load_ensemble, save_ensemble
 from backflip.rewards.fit import Fitted, Reward, emphasis, fit_votes, require_difference, require_preference
 from backflip.rewards.model import RewardModel, features_of, load_reward, save_reward
@@ -176,6 +178,29 @@ def scorer_of_round(number: int, tools: Tools) -> RewardModel:
     """What round `number` fitted, ready to score answers."""
     reward, ensemble, check = learned_of_round(number, tools)
     return RewardModel(reward, tools.reader, ensemble, check)
+
+
+def paid_by(number: int, tools: Tools, model: RewardModel) -> Scorer:
+    """What the climb of round `number` is paid by: its reward, or what the plan's caution makes of it.
+
+    Raises: DataError for a reward without members where the plan compares them.
+    """
+    if tools.plan.fit.conservative == "mean" and not tools.plan.fit.length_free:
+        return model
+    if tools.plan.fit.conservative != "mean" and model.ensemble is None:
+        raise DataError(
+            f'fit.conservative = "{tools.plan.fit.conservative}" compares the reward\'s members, and round {number} '
+            "has none.\nIts reward was fitted by a Backflip that made none.\n"
+            'Set fit.conservative to "mean", or start another run with --dir.'
+        )
+
+    def scored(round: int) -> Scored:
+        features = features_of_round(tools, round)[1]
+        length = np.array([float(s.length) for s in tools.store.samples(round=round, purpose="rate")])
+        ensemble = model.ensemble
+        return Scored(model.reward.score(features)[None] if ensemble is None else ensemble.score(features), length)
+
+    return Paid(model, caution(tools.plan.fit, scored(number), scored(1)))
 
 
 def _features(number: int, tools: Tools) -> Features:

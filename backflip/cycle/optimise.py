@@ -13,7 +13,7 @@ import numpy as np
 from backflip.core.records import Metric, ModelVersion
 from backflip.cycle.artefacts import load_answers, remove, write_text, write_whole
 from backflip.cycle.checkpoints import checkpoint_of, newest_checkpoint, save_checkpoint
-from backflip.cycle.fit import scorer_of_round
+from backflip.cycle.fit import paid_by, scorer_of_round
 from backflip.cycle.folder import step_answers_path
 from backflip.cycle.guard import Guard
 from backflip.cycle.overview import REFUSED
@@ -54,7 +54,8 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
     scorer = scorer_of_round(number, tools)
     method = METHODS[plan.optimise.by]
     votes = preferences(number, tools) if method.votes else []
-    work = rollout.Tools(tools.engine, tools.reader, scorer, tools.split("train"), votes, policy_before(number))
+    paid = paid_by(number, tools, scorer)
+    work = rollout.Tools(tools.engine, tools.reader, paid, tools.split("train"), votes, policy_before(number))
     first = _steps_before(number, tools)
     last = first + plan.ppo.steps
     folder = tools.round_dir(number) / "checkpoints"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from backflip.core.errors import Paused
+from backflip.cycle.folder import LOOKS
 from backflip.cycle.overview import serving
 from backflip.cycle.plan import Rate
 from backflip.store import Store

@@ -50,6 +50,11 @@ class RewardModel:
         """(B,) rewards; 0 is the untouched model's mean, 1 its standard deviation."""
         return self.reward.score(self._features(prompts, answers))
 
+    def members(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
+        """(K, B) rewards by every member; (1, B) the reward itself where there are none."""
+        features = self._features(prompts, answers)
+        return self.reward.score(features)[None] if self.ensemble is None else self.ensemble.score(features)
+
     def spread(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
         """(B,) how unsure the reward is of each answer: the members' standard deviation, 0 where there are none."""
         if self.ensemble is None:

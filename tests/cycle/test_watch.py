@@ -1,9 +1,11 @@
 """A climb is watched by a second reward on votes kept apart, and its figures' warnings are told."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from kills import differences, fingerprint
 from test_resume import Crash, crash_once
@@ -14,9 +16,11 @@ from backflip.cli.main import app
 from backflip.core.errors import DataError
 from backflip.core.records import Metric
 from backflip.cycle import fit, optimise
+from backflip.cycle.artefacts import load_answers
 from backflip.cycle.overview import overview
-from backflip.cycle.plan import Plan, Rate
-from backflip.cycle.run import run_rounds
+from backflip.cycle.plan import Plan, Rate, read_plan
+from backflip.cycle.run import open_tools, run_rounds
+from backflip.cycle.tools import Silent
 from backflip.cycle.votes import kept_apart
 from backflip.cycle.watch import warnings_of
 from backflip.measure.alarm import JUDGED, WINS
@@ -66,6 +70,9 @@ def test_votes_kept_apart_fit_a_check_that_the_reward_never_sees(
         pairs = {p.id: p for p in store.pairs()}
         fitted = {pairs[v.pair_id].prompt_id for v in store.votes(stream="fit")}
     assert ours | apart == fitted
+    with open_store(root / "run.db") as store:
+        tools = open_tools(root, read_plan(root / "plan.toml"), store, Silent())
+        assert {p.prompt.id for p in optimise.preferences(1, tools)} == ours  # what DPO would learn from
     for tick in (1, 2):
         assert told[PROXY, tick] == told["objective/scores", tick]
         assert told[KL, tick] == told["objective/kl", tick]
@@ -81,6 +88,33 @@ def test_votes_kept_apart_fit_a_check_that_the_reward_never_sees(
     )  # fmt: skip
     run_rounds(whole)
     assert differences(fingerprint(root), fingerprint(whole)) == []
+
+
+def test_a_cautious_plan_pays_the_climb_by_its_members_and_not_for_length(tiny_model: Path, tmp_path: Path) -> None:
+    wary = replace(APART, apart=0.0, conservative="worst", length_free=True)
+    root = new_run(tmp_path / "run", tiny_model, rounds=1, fit=wary)
+    run_rounds(root)
+    plain = new_run(
+        tmp_path / "plain", tiny_model, rounds=1, fit=replace(APART, apart=0.0), prompts=root / "prompts.jsonl"
+    )
+    run_rounds(plain)
+
+    with open_store(root / "run.db") as store, open_store(plain / "run.db") as other:
+        tools = open_tools(root, read_plan(root / "plan.toml"), store, Silent())
+        model = fit.scorer_of_round(1, tools)
+        paid = fit.paid_by(1, tools, model)
+        samples = store.samples(round=1, purpose="rate")
+        asked, answers = [tools.prompts[s.prompt_id] for s in samples], load_answers(root, samples)
+        first = [s.metrics(round=1, name=PROXY)[0] for s in (store, other)]
+    score, length = paid.score(asked, answers), np.array([len(a.tokens) for a in answers])
+    worst = model.members(asked, answers).min(0)
+    assert np.ptp(length) > 0
+    assert abs(np.corrcoef(score, length)[0, 1]) < 1e-6
+    assert abs(score.mean()) < 1e-6
+    slope = np.polyfit(length, worst, 1)[0]
+    assert np.allclose(score - score.mean(), worst - slope * length - (worst - slope * length).mean(), atol=1e-6)
+    assert [m.tick for m in first] == [1, 1]
+    assert first[0].value != first[1].value  # the same answers, paid otherwise
 
 
 def test_too_few_votes_to_keep_some_apart_are_refused_before_the_watermark(tiny_model: Path, tmp_path: Path) -> None:
