@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_refusals import Listening
 from test_resume import Crash, crash_once
-from tiny_run import new_run
+from tiny_run import all_prompts, new_run, requests, save_prompts
 
 from backflip.core.errors import ConfigError, DataError
 from backflip.cycle import optimise
 from backflip.cycle.checkpoints import load_policy_state
-from backflip.cycle.plan import read_plan
+from backflip.cycle.plan import Measure, Rate, read_plan
 from backflip.cycle.run import run_rounds
 from backflip.measure.plan import Alarm
 from backflip.policies.plan import PPO
@@ -159,3 +159,20 @@ def test_an_alarm_without_gold_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="an alarm without gold cannot ring"):
         read_plan(tmp_path / "plan.toml")
+
+
+def test_too_few_prompts_to_look_at_are_refused_before_the_climb_and_the_run_is_kept(
+    tiny_model: Path, tmp_path: Path, gold: str
+) -> None:
+    few = [p for p in all_prompts() if p.split != "monitor"] + requests("monitor", 3)
+    root = new_run(
+        tmp_path / "run", tiny_model, rounds=1, prompts=save_prompts(tmp_path / "few.jsonl", few),
+        alarm=Alarm(gold=f"{gold}:rises", every=1, votes=3), measure=Measure(monitor_prompts=3, monitor_answers=2),
+        rate=Rate(pairs=14, held_out=2),
+    )  # fmt: skip
+    with pytest.raises(DataError, match="3 monitor prompts to look at, and needs at least 4") as e:
+        run_rounds(root)
+
+    assert len(str(e.value).splitlines()) == 3
+    with open_store(root / "run.db") as store:
+        assert "fit" in store.steps_done(1)

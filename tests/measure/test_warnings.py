@@ -100,3 +100,11 @@ def test_a_reward_that_foretells_wins_that_do_not_come_is_a_sign():
 
 def test_a_few_judgements_say_nothing_of_a_reward():
     assert overrated([Duels(0, 10.0, 0.0, 10)]) is None
+
+
+def test_figures_that_never_change_or_are_nothing_give_no_sign():
+    path = [Watched(kl=0.0, proxy=0.0, check=0.0, spread=0.0, length=0.0, repetition=1.0)] * 20
+
+    assert warn(path) == []
+    assert miscalibrated([]) is None
+    assert overrated([Duels(1, 0.0, 0.0, 0)] * 9) is None  # nobody judged
