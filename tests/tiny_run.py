@@ -97,7 +97,7 @@ def plan_of(model: Path, prompts: Path, **changes: Any) -> Plan:
         "rate": Rate(pairs=20, held_out=6),
         "fit": Fit(prior=(10.0, 100.0), folds=2),
         "ppo": PPO(steps=2, prompts=4, answers=4, rank=4, alpha=8.0, learning_rate=5e-3, micro=6, kl_coef=0.1),
-        "measure": Measure(monitor_prompts=4, monitor_answers=2, final_prompts=4, final_answers=2),
+        "measure": Measure(monitor_prompts=4, monitor_answers=2, final_prompts=4, final_answers=2, best_of=4),
     }
     return Plan(**(keys | changes))
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backflip.cycle.best_of import PROMPTS
 from backflip.cycle.optimise import WARM_UP
 from backflip.cycle.plan import Plan
 from backflip.cycle.sample import prompts_asked
@@ -47,11 +48,12 @@ def work_of(plan: Plan, prompts: Mapping[str, int], demonstrations: int = 0) -> 
     asked = {s: prompts_asked(plan, prompts["train" if s == "fit" else "monitor"], s) for s in ("fit", "random")}
     rated = sum(asked.values()) * plan.sampling.answers
     m = plan.measure
-    monitor = min(m.monitor_prompts or prompts["monitor"], prompts["monitor"]) * m.monitor_answers
+    asked_monitor = min(m.monitor_prompts or prompts["monitor"], prompts["monitor"])
+    monitor, best_of = asked_monitor * m.monitor_answers, min(asked_monitor, PROMPTS) * m.best_of
     final = min(m.final_prompts or prompts["final"], prompts["final"]) * m.final_answers
     others = len(TASKS[plan.task.name].baselines)
-    drawn = plan.rounds * (rated + monitor) + (1 + others) * (monitor + final) + final
-    read = plan.rounds * (rated + 2 * monitor) + monitor + 3 * final
+    drawn = plan.rounds * (rated + monitor) + (1 + others) * (monitor + final) + final + best_of
+    read = plan.rounds * (rated + 2 * monitor) + monitor + 3 * final + best_of
     if demonstrations:
         drawn, read = drawn + monitor + final, read + monitor + final
     per_round = round((plan.rate.pairs - plan.rate.held_out) * (1 + plan.rate.double_share))

@@ -12,6 +12,7 @@ from backflip.core.records import Metric, Prompt, Purpose, Sample
 from backflip.core.rng import seed_of
 from backflip.cycle.artefacts import UNREADABLE, load_answers, samples_of, save_answers, write_whole
 from backflip.cycle.baselines import against_baselines
+from backflip.cycle.best_of import best_of_n, drawn_for_best_of
 from backflip.cycle.fit import learned_of_round
 from backflip.cycle.folder import BASE, REFERENCE
 from backflip.cycle.people import wait_for_people
@@ -48,6 +49,8 @@ def measure(number: int, tools: Tools) -> Outcome:
         if split == "monitor":
             _open_against_reference(number, tools, after, reference)
             tools.watcher.say(_line(number, figures))
+    if plan.measure.best_of and (drawn := drawn_for_best_of(tools)):
+        metrics += best_of_n(number, tools, drawn, _table(reward.score(_features(tools, drawn)), drawn))
     for k in range(number + 1):
         version = REFERENCE if k == 0 else f"policy-r{k}"
         rows = tools.store.samples(purpose="monitor", policy=version)

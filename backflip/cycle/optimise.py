@@ -18,6 +18,7 @@ from backflip.cycle.folder import step_answers_path
 from backflip.cycle.guard import Guard
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
+from backflip.cycle.shown import save_shown
 from backflip.cycle.tools import Outcome, Tools, policy_before
 from backflip.cycle.votes import kept_apart, vote_weights
 from backflip.cycle.watch import watched
@@ -85,6 +86,7 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
                 figures = step.metrics | _true_utility(tools, step) | watched(step, scorer, tools.prompts)
                 _keep_some(number, step.state.step - first, tools, step)
                 figures |= guard.look(state, figures["objective/kl"])
+                save_shown(tools.root, number, state.step - first, step)
                 finish(state, figures, _note(figures))
                 if guard.rang():
                     break

@@ -23,6 +23,9 @@ TOLD = (
     "reward/heldout_accuracy",
     "people/win_rate",
     *(f"{split}/{name}" for split in ("monitor", "final") for name in ("win_rate", "utility", "kl")),
+    "best_of/proxy_gain",
+    "best_of/gold_gain",
+    "best_of/peak",
 )
 """The figures an overview tells, newest round first."""
 

@@ -126,6 +126,9 @@ class Measure:
     """Final prompts answered after the last round (0 means all); headline figures come from these."""
     final_answers: int = 4
     """Answers to each of them."""
+    best_of: int = 16
+    """Answers of the untouched model to each of 24 monitor prompts, drawn once, for what best of n would gain under
+    each round's reward, n up to this number; a law needs 16 to be judged by what it foretells. 0 leaves it out."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -133,6 +136,7 @@ class Measure:
             require(getattr(self, key) == 0 or getattr(self, key) >= 2, key, "0 for all, or 2 or more for an interval")
         for key in ("monitor_answers", "final_answers"):
             require(getattr(self, key) >= 1, key, "a whole number of 1 or more")
+        require(self.best_of == 0 or self.best_of >= 2, "best_of", "0 for none, or 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,12 @@ def compare(policy: Side, reference: Side, *, seed: int) -> dict[str, Interval]:
         "reference_nats_added": nats_added(policy, reference, seed=seed),
         "proxy_win_rate": win_rate(policy.proxy, reference.proxy, seed),
     }  # fmt: skip
+    together = {"": policy, "_reference": reference}
+    out |= {
+        f"length_correlation{end}": r
+        for end, side in together.items()
+        if (r := correlation(side.proxy, side.length, seed=seed)) is not None
+    }
     if policy.utility is not None and reference.utility is not None:
         out["win_rate"] = win_rate(policy.utility, reference.utility, seed)
         out["utility"] = _mean(policy.utility, seed)
@@ -61,6 +67,27 @@ def nats_added(policy: Side, reference: Side, *, seed: int) -> Interval:
     after = -policy.logp_ref.sum(1) / policy.length.sum(1)
     before = -reference.logp_ref.sum(1) / reference.length.sum(1)
     return paired_difference(after, before, seed)
+
+
+def correlation(a: Array, b: Array, *, seed: int, draws: int = 1000) -> Interval | None:
+    """Pearson's r of a and b (P, G) over all answers, 95% by bootstrap over prompts; None where either is constant."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    a, b = a - a.mean(), b - b.mean()
+    parts = np.stack([np.ones_like(a), a, b, a * a, b * b, a * b]).sum(2)  # a prompt's sums: draws add them up
+    rows = np.random.default_rng(seed).integers(len(a), size=(draws, len(a)))
+    counts = np.stack([np.bincount(row, minlength=len(a)) for row in rows])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = _pearson(counts @ parts.T)
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
+    return Interval(float(_pearson(parts.sum(1)[None])[0]), float(low), float(high))
+
+
+def _pearson(sums: Array) -> Array:
+    """(D,) from (D, 6) sums of 1, a, b, a^2, b^2, ab; not a number where either is constant."""
+    n, a, b, aa, bb, ab = sums.T
+    spread = np.sqrt(np.maximum(n * aa - a * a, 0.0)) * np.sqrt(np.maximum(n * bb - b * b, 0.0))
+    return np.asarray(np.clip((n * ab - a * b) / spread, -1.0, 1.0))
 
 
 def distinct_ratio(

@@ -215,7 +215,15 @@ def figures_of(rollout: Rollout, kl_coef: float) -> dict[str, float]:
         "val/sampler_ratio": float(gap),
         "length/mean": float(mask.sum(1).float().mean()),
         "ended/share": float(np.mean([a.ended for a in rollout.answers])),
-    }
+    } | _with_length(rollout)
+
+
+def _with_length(rollout: Rollout) -> dict[str, float]:
+    """How far score and length go together over a step's answers, Pearson's r; nothing where either is constant."""
+    length = np.array([len(a.tokens) for a in rollout.answers], dtype=np.float64)
+    if np.ptp(length) == 0 or np.ptp(rollout.scores) == 0:
+        return {}
+    return {"length/score_correlation": float(np.corrcoef(rollout.scores, length)[0, 1])}
 
 
 def _kl(rollout: Rollout) -> float:

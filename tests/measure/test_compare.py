@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from backflip.measure.compare import Side, compare, distinct_ratio, largest_share, nats_added
+from backflip.measure.compare import Side, compare, correlation, distinct_ratio, largest_share, nats_added
 
 
 def side(**changes: object) -> Side:
@@ -123,3 +123,16 @@ def test_the_largest_share_is_of_the_net_gain_by_weight() -> None:
 
 def test_the_largest_share_meets_no_bar_when_utility_did_not_rise() -> None:
     assert largest_share({"warmth": -0.1, "form": 0.1}, {"warmth": 1.0, "form": 1.0}) == float("inf")
+
+
+def test_the_correlation_is_pearsons_over_all_answers() -> None:
+    # a 1 2 3 4, b 1 3 2 4: covariance 1, both variances 1.25: 0.8
+    found = correlation(table([1, 2], [3, 4]), table([1, 3], [2, 4]), seed=0)
+
+    assert found is not None
+    assert found.value == pytest.approx(0.8)
+    assert found.low <= 0.8 <= found.high
+
+
+def test_nothing_goes_together_with_a_length_that_never_changes() -> None:
+    assert correlation(table([1, 2], [3, 4]), table([5, 5], [5, 5]), seed=0) is None
