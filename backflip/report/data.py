@@ -56,6 +56,11 @@ class Comparison:
     length_reference: Estimate | None = None
     distinct2_ratio: Estimate | None = None
     """Distinct word pairs, relative to the reference's answers."""
+    length_correlation: Estimate | None = None
+    """How far score and length go together, Pearson's r over answers."""
+    spread: Estimate | None = None
+    """How unsure the reward is of an answer: standard deviation of its ensemble, where it has one."""
+    spread_reference: Estimate | None = None
     nats_added: Estimate | None = None
     """The reference's surprise per token at the policy's answers, minus that at its own."""
     attributes: tuple[Attribute, ...] = ()
@@ -214,6 +219,76 @@ class Baseline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestPoint:
+    """What best of `n` of the untouched model's answers gains over one answer."""
+
+    n: int
+    kl: float
+    """Nats per answer, at most."""
+    proxy: Estimate
+    """Under the newest reward: standard deviations of the untouched model's answers."""
+    gold: Estimate | None = None
+    """In standard deviations of gold over those answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """One form of over-optimisation, fitted to gold's best-of-n curve."""
+
+    form: str
+    """"best_of_n" or "rl"."""
+    peak: Estimate | None = None
+    """Nats at which gold is highest; None: no peak in sight."""
+    error: Estimate | None = None
+    """Root mean square error of what it foretold of n > N / 4 on other prompts, in gold's own unit."""
+    flat_error: Estimate | None = None
+    """The same for the guess that gold stays as it was."""
+    gain: Estimate | None = None
+    """Squared error of that guess less that of the law; interval over prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """Best of n under the newest reward; every interval is over prompts."""
+
+    points: tuple[BestPoint, ...]
+    laws: tuple[Law, ...] = ()
+    peak: Estimate | None = None
+    """Nats at which gold is highest, by the law that foretold better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Where along the path to stop, if that can be told."""
+
+    said: str
+    """One sentence, which begins with "Stop here" or "No peak in sight", or says why neither can be said."""
+    over: str = ""
+    """What the interval is over."""
+    at: Estimate | None = None
+    """Nats from the untouched model; None where nothing says to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """One answer behind a point. Its texts are hostile until escaped."""
+
+    prompt: str
+    text: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """Some answers of the policy at one point of its path."""
+
+    key: str
+    """The point's name: "r2" after round 2, "r2-s6" at its step 6."""
+    title: str
+    answers: tuple[Read, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """How much the run has stored."""
 
@@ -267,6 +342,11 @@ class ReportData:
     steps: tuple[Step, ...] = ()
     kl_target: float | None = None
     """Nats per answer that the leash aims at."""
+    best_of: BestOf | None = None
+    stop: Stop | None = None
+    behind: tuple[Behind, ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)
+    """What each attribute weighs in the true utility."""
     fits: tuple[Fit, ...] = ()
     raters: tuple[RaterRow, ...] = ()
     alarms: tuple[AlarmTold, ...] = ()

@@ -3,7 +3,8 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Literal
@@ -14,6 +15,7 @@ from backflip.cycle.folder import LOOKS
 from backflip.cycle.raters import RaterFigures
 from backflip.cycle.watch import warned
 from backflip.cycle.wins import metrics_now
+from backflip.report.best_of import best_of_n
 from backflip.report.data import (
     Attribute,
     Baseline,
@@ -31,6 +33,8 @@ from backflip.report.data import (
     Timing,
     Version,
 )
+from backflip.report.figures import Figures
+from backflip.report.stop import where_to_stop
 from backflip.report.verdict import judge_score
 from backflip.report.votes import judged_by, rater_rows
 from backflip.store import Store
@@ -42,26 +46,6 @@ REFERENCE = "reference"
 OTHERS = ("base", LOOKS)
 """How the versions begin whose answers are neither the untouched model's nor a finished policy's."""
 STEPS = ("sample", "rate", "fit", "optimise", "measure")
-
-
-class _Figures:
-    """The run's metrics by round, step, tick and name."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._at: dict[tuple[int, str, int], dict[str, Metric]] = defaultdict(dict)
-        for m in metrics:
-            self._at[m.round, m.step, m.tick][m.name] = m
-
-    def places(self, step: str) -> list[tuple[int, int]]:
-        """(round, tick) of everything measured in that step, in order."""
-        return sorted((r, t) for r, s, t in self._at if s == step)
-
-    def values(self, number: int, step: str, tick: int = 0) -> dict[str, Metric]:
-        return self._at.get((number, step, tick), {})
-
-    def estimate(self, number: int, step: str, name: str, tick: int = 0) -> Estimate | None:
-        m = self.values(number, step, tick).get(name)
-        return None if m is None else Estimate(value=m.value, low=m.low, high=m.high)
 
 
 def gather(
@@ -80,17 +64,17 @@ def gather(
     pairs: how many pairs of answers to draw (with the run's seed) for the side-by-side.
     """
     metrics = metrics_now(store)
-    figures = _Figures(metrics)
+    figures = Figures(metrics)
     raters, votes = store.raters(), store.votes()
     samples, prompts = store.samples(), {p.id: p for p in store.prompts()}
     seed, rounds = store.note("seed") or "", store.rounds()
     weights = _mapping(store.note("weights"))
     monitor = _comparisons(figures, "monitor", weights, samples, prompts)
     final = _comparisons(figures, "final", weights, samples, prompts)
-    versions = _versions(figures)
+    versions, baseline = _versions(figures), baseline_of(samples, prompts, judge)
     split, before, after = _shown(samples)
     base = next(iter(store.models(kind="base")), None)
-    return ReportData(
+    found = ReportData(
         task=store.note("task") or "",
         base_model="" if base is None else PurePath(base.path).name,
         judged_by=judged_by(raters, votes),
@@ -101,16 +85,14 @@ def gather(
         monitor=monitor,
         others=_others(figures, "final") or _others(figures, "monitor"),
         stage_zero=bool(store.models(kind="sft")),
-        people=tuple(
-            PeopleRate(round=r, win_rate=e)
-            for r, t in figures.places("measure")
-            if t == 0 and (e := figures.estimate(r, "measure", "people/win_rate"))
-        ),
+        people=_people(figures),
         versions=versions,
         verdict=judge_score(versions),
-        baseline=_baseline(samples, prompts, judge),
+        baseline=baseline,
         steps=_steps(figures),
-        warnings=warned(store.metrics()),
+        warnings=warned(metrics),
+        best_of=best_of_n(figures),
+        weights=_numbers(weights),
         kl_target=kl_target,
         fits=_fits(figures),
         raters=rater_rows(raters, votes, store.vote_log(), learned),
@@ -124,6 +106,28 @@ def gather(
         seed=seed,
         machine=store.note("machine") or "",
         versions_used={k: str(v) for k, v in _mapping(store.note("versions")).items()},
+    )
+    return replace(found, stop=where_to_stop(found))
+
+
+def gather_path(store: Store, baseline: Baseline | None, kl_target: float | None = None) -> ReportData:
+    """No more than the panel draws, from the figures alone: quick enough to be asked for again and again."""
+    figures = Figures(store.metrics())
+    versions, weights = _versions(figures), _numbers(_mapping(store.note("weights")))
+    found = ReportData(
+        task="", base_model="", judged_by="", simulated=bool(weights), rounds_done=0,
+        counts=Counts(samples=0, pairs=0, votes=0), people=_people(figures), versions=versions,
+        verdict=judge_score(versions), baseline=baseline, steps=_steps(figures), kl_target=kl_target,
+        best_of=best_of_n(figures), weights=weights,
+    )  # fmt: skip
+    return replace(found, stop=where_to_stop(found))
+
+
+def _people(figures: Figures) -> tuple[PeopleRate, ...]:
+    return tuple(
+        PeopleRate(round=r, win_rate=e)
+        for r, t in figures.places("measure")
+        if t == 0 and (e := figures.estimate(r, "measure", "people/win_rate"))
     )
 
 
@@ -139,7 +143,7 @@ def _mapping(note: str | None) -> dict[str, object]:
 
 
 def _comparisons(
-    figures: _Figures,
+    figures: Figures,
     split: Literal["monitor", "final"],
     weights: Mapping[str, object],
     samples: Sequence[Sample],
@@ -170,13 +174,16 @@ def _comparisons(
                 length_reference=get("length_reference"),
                 distinct2_ratio=get("distinct2_ratio"),
                 nats_added=get("reference_nats_added"),
+                length_correlation=get("length_correlation"),
+                spread=get("spread"),
+                spread_reference=get("spread_reference"),
                 attributes=_attributes(measured, split, weights, get),
             )
         )
     return tuple(out)
 
 
-def _others(figures: _Figures, split: Literal["monitor", "final"]) -> tuple[Other, ...]:
+def _others(figures: Figures, split: Literal["monitor", "final"]) -> tuple[Other, ...]:
     """Every other model as the newest round measured it."""
     measured = [r for r, t in figures.places("measure") if t == 0]
     if not measured:
@@ -229,12 +236,12 @@ def _attributes(
     )
 
 
-def _versions(figures: _Figures) -> tuple[Version, ...]:
+def _versions(figures: Figures) -> tuple[Version, ...]:
     """The untouched model and the policy after each measured round, scored by the newest reward."""
     places = figures.places("measure")
     scored = [r for r, t in places if "rescored/proxy" in figures.values(r, "measure", t)]
     newest = max(scored, default=0)
-    known = {t for r, t in places if r == newest} if scored else set()
+    known = {t for r, t in places if r == newest and "rescored/proxy" in figures.values(r, "measure", t)}
     known |= {r for r, t in places if t == 0 and "monitor/kl" in figures.values(r, "measure")}
     if not known:
         return ()
@@ -253,14 +260,14 @@ def _versions(figures: _Figures) -> tuple[Version, ...]:
     )
 
 
-def _steps(figures: _Figures) -> tuple[Step, ...]:
+def _steps(figures: Figures) -> tuple[Step, ...]:
     return tuple(
         Step(round=r, tick=t, number=i, values={n: m.value for n, m in figures.values(r, "optimise", t).items()})
         for i, (r, t) in enumerate((p for p in figures.places("optimise") if p[1] > 0), start=1)
     )
 
 
-def _fits(figures: _Figures) -> tuple[Fit, ...]:
+def _fits(figures: Figures) -> tuple[Fit, ...]:
     out = []
     for number, tick in figures.places("fit"):
         if tick:
@@ -333,7 +340,12 @@ def _printed(prompt: Prompt, sample: Sample, judge: Judge | None) -> Shown:
     )
 
 
-def _baseline(samples: Sequence[Sample], prompts: Mapping[str, Prompt], judge: Judge | None) -> Baseline | None:
+def _numbers(found: Mapping[str, object]) -> dict[str, float]:
+    return {n: float(w) for n, w in found.items() if isinstance(w, int | float)}
+
+
+def baseline_of(samples: Sequence[Sample], prompts: Mapping[str, Prompt], judge: Judge | None) -> Baseline | None:
+    """The true utility of the untouched model's answers; None where nobody knows it, or it does not vary."""
     if judge is None:
         return None
 

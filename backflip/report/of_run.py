@@ -10,6 +10,7 @@ from backflip.cycle.plan import read_plan
 from backflip.cycle.raters import raters_of
 from backflip.policies.plan import STEERING
 from backflip.report.alarm import told_alarms
+from backflip.report.behind import answers_behind
 from backflip.report.data import ReportData
 from backflip.report.gather import gather
 from backflip.report.page import write_report
@@ -47,7 +48,11 @@ def report_run(run: RunPath) -> ReportData:
             learned = ()
         target = plan.ppo.kl_target if plan.optimise.by in STEERING else None
         data = gather(store, judge=judge, kl_target=target, learned=learned)
-    data = replace(data, alarms=told_alarms(root, rounds))
+        prompts = {p.id: p for p in store.prompts()}
+        behind = answers_behind(
+            root, [(s.round, s.tick) for s in data.steps], store.samples(purpose="monitor"), prompts
+        )
+    data = replace(data, alarms=told_alarms(root, rounds), behind=behind)
     try:
         write_report(root / PAGE, data)
     except OSError as e:

@@ -19,13 +19,15 @@ from markupsafe import Markup
 from backflip.report import alarm, palette, plots, tables, words
 from backflip.report.data import ReportData, as_dict
 from backflip.report.drawing import Figure
+from backflip.report.stop import best_of_said
+
+BESIDE = ("attributes-path", "steps-together", "steps-spread", "steps-watched")
+"""The small figures under the panel."""
 
 
 def build_report(data: ReportData) -> str:
     """The whole page. Panels without data are left out."""
     figures = plots.figures(data)
-    if (drawn := alarm.path(data)) is not None:
-        figures[drawn.id] = drawn
     return render(
         "report.html.j2",
         figures,
@@ -35,7 +37,9 @@ def build_report(data: ReportData) -> str:
         believe=words.believe(data),
         key_figures=words.key_figures(data),
         figures=figures,
-        step_figures=[f for name, f in figures.items() if name.startswith("steps-")],
+        step_figures=[f for name, f in figures.items() if name.startswith("steps-") and name not in BESIDE],
+        beside=[figures[name] for name in BESIDE if name in figures],
+        best_of_n=best_of_said(data.best_of),
         forest=tables.forest(data.headline.attributes) if data.headline else None,
         versions=tables.versions(data),
         alarm_looks=alarm.table(data),

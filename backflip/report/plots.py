@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from backflip.report import panel
 from backflip.report.data import Estimate, Lengths, ReportData, Step, Version
 from backflip.report.drawing import (
     EndLabel,
     Figure,
     Key,
     above,
-    dots,
     end_labels,
     layout,
     line,
@@ -22,9 +22,7 @@ from backflip.report.drawing import (
 )
 from backflip.report.palette import LIGHT
 from backflip.report.words import number, percent
-
-NAMES = {"proxy": "Score", "truth": "True utility", "held": "Score, held out"}
-SHORT = {"proxy": "score", "truth": "true<br>utility", "held": "held out"}
+from backflip.stats.overopt import Course, course
 
 Point = tuple[float, Estimate]
 
@@ -32,7 +30,11 @@ Point = tuple[float, Estimate]
 def figures(data: ReportData) -> dict[str, Figure]:
     """Every figure there is data for, by its id."""
     drawn = [
-        overoptimisation(data),
+        panel.draw(data),
+        attributes(data),
+        steps_of(data, "together"),
+        steps_of(data, "spread"),
+        steps_of(data, "watched"),
         steps_of(data, "proxy"),
         steps_of(data, "truth"),
         steps_of(data, "kl"),
@@ -42,102 +44,6 @@ def figures(data: ReportData) -> dict[str, Figure]:
         lengths(data.lengths),
     ]
     return {figure.id: figure for figure in drawn if figure is not None}
-
-
-def overoptimisation(data: ReportData) -> Figure | None:
-    """Proxy and true utility against sqrt(KL): gain over the untouched model, in standard deviations of its answers.
-
-    The proxy is in that unit by construction. The true utility is divided by `data.baseline.sd`; without
-    a baseline it is left out rather than drawn on another scale.
-    """
-    proxy = _gain([(v, v.proxy) for v in data.versions], 1.0)
-    heldout = _gain([(v, v.proxy_heldout) for v in data.versions], 1.0)
-    sd = data.baseline.sd if data.baseline else None
-    truth = _gain([(v, v.utility) for v in data.versions], sd)
-    if len(proxy) < 2:
-        return None
-    faint = _faint_steps(data, sd)
-    traces: list[dict[str, Any]] = [dots(x, y, tone, hoverinfo="skip") for tone, (x, y) in faint.items() if x]
-    series = [("proxy", "proxy", proxy), ("truth", "truth", truth), ("held", "proxy", heldout)]
-    labels, values = [], [y for _, ys in faint.values() for y in ys]
-    for name, tone, points in series:
-        if len(points) < 2:
-            continue
-        x = [p[0] for p in points]
-        style = {"dash": "dot", "width": 1.5} if name == "held" else {"width": 2.5}
-        hover = NAMES[name] + " %{y:+.2f} SD<br>√KL %{x:.2f}<extra></extra>"
-        traces.append(line(x, [p[1].value for p in points], tone, style=style, hoverinfo="skip"))
-        if name != "held":
-            traces.append(measured(x, [p[1] for p in points], tone, name=NAMES[name], hovertemplate=hover))
-        end = points[-1][1].value
-        labels.append(EndLabel(x=x[-1], y=end, text=f"{SHORT[name]}<br>{number(end, signed=True)}", tone=tone))
-        values += [v for _, e in points for v in (e.value, e.low, e.high) if v is not None]
-    limits = span(values, zero=True)
-    right = max([p[0] for p in proxy] + [x for xs, _ in faint.values() for x in xs])
-    frame = layout(
-        x_title="√KL (√nats per answer)",
-        x_range=(-0.03 * right, right * 1.03 or 1.0),
-        y_range=limits,
-        height=420,
-        right=64,
-        shapes=[_level(0.0), *(upright(x) for x, _ in proxy[1:])],
-    )
-    frame["annotations"] = [
-        *(above(x, word) for x, word in _round_words(data.versions, right)),
-        *end_labels(labels, limits, plot_height(frame)),
-    ]
-    key = [Key(label="score (reward model)", tone="proxy", mark="diamond")]
-    key += [Key(label="true utility", tone="truth", mark="diamond")] if len(truth) > 1 else []
-    key += [Key(label="score, held out", tone="proxy", mark="dash")] if len(heldout) > 1 else []
-    key += [Key(label="single steps", tone="before", mark="dot")] if any(x for x, _ in faint.values()) else []
-    return Figure(
-        id="overoptimisation",
-        data=traces,
-        layout=frame,
-        unit="Gain over the untouched model, in standard deviations of its answers",
-        alt="; ".join(f"{NAMES[n]} ends at {number(p[-1][1].value, signed=True)}" for n, _, p in series if len(p) > 1),
-        key=tuple(key),
-    )
-
-
-def _gain(points: Sequence[tuple[Version, Estimate | None]], sd: float | None) -> list[Point]:
-    """(sqrt(KL), gain over version 0 in units of `sd`), for the versions that have both; the origin has no interval."""
-    known = [(v, e) for v, e in points if e is not None and v.kl is not None]
-    if not known or known[0][0].number != 0 or not sd:
-        return []
-    zero = known[0][1].value
-    out = [(0.0, Estimate(value=0.0))]
-    for v, e in known[1:]:
-        assert v.kl is not None
-        low, high = (None if b is None else (b - zero) / sd for b in (e.low, e.high))
-        out.append((math.sqrt(max(v.kl.value, 0.0)), Estimate(value=(e.value - zero) / sd, low=low, high=high)))
-    return out
-
-
-def _faint_steps(data: ReportData, sd: float | None) -> dict[str, tuple[list[float], list[float]]]:
-    """Single steps on the same axes: each round's own score, and the true utility of its rollouts."""
-    out: dict[str, tuple[list[float], list[float]]] = {"proxy": ([], []), "truth": ([], [])}
-    start = data.baseline.train_mean if data.baseline else None
-    for step in data.steps:
-        kl = step.values.get("objective/kl", math.nan)
-        score, utility = (step.values.get(n, math.nan) for n in ("objective/scores", "gold/utility"))
-        for tone, y in (("proxy", score), ("truth", (utility - start) / sd if sd and start is not None else math.nan)):
-            if math.isfinite(kl) and math.isfinite(y):
-                out[tone][0].append(math.sqrt(max(kl, 0.0)))
-                out[tone][1].append(y)
-    return out
-
-
-def _round_words(versions: Sequence[Version], right: float) -> list[tuple[float, str]]:
-    """(place on the sqrt(KL) axis, word) for each version; a word that would touch the one before is left out."""
-    out: list[tuple[float, str]] = []
-    for v in versions:
-        if v.kl is None or not v.number:
-            continue
-        x = math.sqrt(max(v.kl.value, 0.0))
-        if not out or abs(x - out[-1][0]) > (0.12 if len(out) == 1 else 0.06) * right:
-            out.append((x, f"round {v.number}" if not out else str(v.number)))
-    return [(0.0, "untouched"), *out] if out and out[0][0] > 0.25 * right else out
 
 
 def _level(y: float, tone: str = "rule") -> dict[str, Any]:
@@ -159,6 +65,9 @@ PANELS = {
     "truth": ("gold/utility", "truth", "True utility, mean per answer", "true<br>utility", 2),
     "kl": ("objective/kl", "after", "KL from the untouched model, nats per answer", "KL", 1),
     "length": ("length/mean", "after", "Length, tokens per answer", "length", 0),
+    "together": ("length/score_correlation", "proxy", "Score and length together, Pearson’s r over answers", "r", 2),
+    "spread": ("watch/spread", "proxy", "Ensemble spread of the score, SD between its members", "spread", 2),
+    "watched": ("watch/length", "after", "Length as it is watched while climbing", "length", 2),
 }
 
 
@@ -176,7 +85,7 @@ def steps_of(data: ReportData, panel: str) -> Figure | None:
     after = _after_rounds(data, panel, ends)
     level = _comparison_level(data, panel)
     values = [*y, *(v for _, e in after for v in (e.value, e.low, e.high)), *([level[0]] if level else [])]
-    limits = span(values, zero=panel in ("kl", "proxy"))
+    limits = span(values, zero=panel in ("kl", "proxy", "together", "spread"))
     traces = [trace]
     if after:
         hover = "after step %{x}: %{y:.3f}<extra></extra>"
@@ -209,6 +118,41 @@ def steps_of(data: ReportData, panel: str) -> Figure | None:
     )
 
 
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def attributes(data: ReportData) -> Figure | None:
+    """What each attribute has added to the true utility since the first step: weight times change, along the steps."""
+    courses: dict[str, Course] = {}
+    for name, weight in data.weights.items():
+        seen = [(s.number, v) for s in data.steps if math.isfinite(v := s.values.get(f"gold/{name}", math.nan))]
+        if len(seen) >= 5 and weight:
+            courses[name] = course([n for n, _ in seen], [weight * v for _, v in seen], seed=0)
+    if not courses:
+        return None
+    changes = {n: [v - c.middle[0] for v in c.middle.tolist()] for n, c in courses.items()}
+    order = sorted(changes, key=lambda n: -changes[n][-1])
+    whole = sum(changes[n][-1] for n in order)
+    traces, labels = [], []
+    for i, name in enumerate(order):
+        dash, tone, end = DASHES[i % len(DASHES)], "truth" if i % 2 == 0 else "after", changes[name][-1]
+        hover = f"{plain(name)} %{{y:+.2f}}<extra>step %{{x:.0f}}</extra>"
+        traces.append(line(courses[name].d.tolist(), changes[name], tone, style={"dash": dash}, hovertemplate=hover))
+        share = f" ({percent(end / whole)})" if whole > 0 else ""
+        labels.append(EndLabel(x=1, y=end, text=f"{plain(name)} {number(end, signed=True)}{share}", tone=tone))
+    limits = span([v for c in changes.values() for v in c], zero=True)
+    frame = layout(
+        x_title="optimiser step", x_range=(1, data.steps[-1].number), y_range=limits, right=150, height=280,
+        shapes=[_level(0.0), *(upright(end + 0.5) for end in list(_round_ends(data.steps).values())[:-1])],
+    )  # fmt: skip
+    frame["annotations"] = end_labels(labels, limits, plot_height(frame))
+    return Figure(
+        id="attributes-path", data=traces, layout=frame,
+        unit="What each attribute added to the true utility" + (", and its share of the net rise" if whole > 0 else ""),
+        alt="; ".join(label.text for label in labels),
+    )  # fmt: skip
+
+
 def _broken_between_rounds(points: Sequence[tuple[Step, float]]) -> tuple[list[float | None], list[float | None]]:
     """Each round's reward has its own scale: its steps are joined to each other only."""
     x: list[float | None] = []
@@ -236,6 +180,11 @@ def _round_heads(ends: dict[int, int]) -> list[dict[str, Any]]:
 
 
 def _after_rounds(data: ReportData, panel: str, ends: dict[int, int]) -> list[Point]:
+    beside = {"together": "length_correlation", "spread": "spread"}
+    if panel in beside:
+        found = [(c.round, getattr(c, beside[panel])) for c in data.monitor if c.round in ends]
+        return [(float(ends[r]), e) for r, e in found if e is not None]
+
     def at(version: Version) -> Estimate | None:
         return {"proxy": version.proxy, "truth": version.utility, "kl": version.kl if version.number else None}.get(
             panel

@@ -92,6 +92,9 @@ def versions(data: ReportData) -> Table | None:
     if not data.versions:
         return None
     wins = {c.round: c.win_rate for c in data.monitor}
+    spread = {c.round: c.spread for c in data.monitor} | {
+        0: data.monitor[-1].spread_reference if data.monitor else None
+    }
     rows = [
         (
             f"after round {v.number}" if v.number else "untouched model",
@@ -99,11 +102,20 @@ def versions(data: ReportData) -> Table | None:
             _with_span(v.proxy),
             _with_span(v.proxy_heldout),
             _with_span(v.utility),
+            _with_span(spread.get(v.number)),
             _share(wins.get(v.number)) if v.number else NONE,
         )
         for v in data.versions
     ]
-    heads = ("policy", "KL, nats", "score (newest reward)", "score, held out", "true utility", "win rate")
+    heads = (
+        "policy",
+        "KL, nats",
+        "score (newest reward)",
+        "score, held out",
+        "true utility",
+        "ensemble spread",
+        "win rate",
+    )
     return _without_empty(Table(heads=heads, rows=tuple(rows)))
 
 

@@ -17,6 +17,8 @@ from backflip.stats.bootstrap import Interval, bootstrap_mean
 Array = NDArray[np.float64]
 Form = Literal["best_of_n", "rl"]
 LEVEL = 0.95
+FEWEST = 8
+"""Measurements of a path below which nothing is said of its turn."""
 
 
 class Turn(NamedTuple):
@@ -110,3 +112,63 @@ def foretell(form: Form, d: ArrayLike, gold: ArrayLike, seen: int, seed: int) ->
     # (far - flat)^2 - (far - guess)^2 is linear in far: a prompt's own noise cancels, and prompts can be resampled
     gain = ((far - flat) ** 2 - (far - guess) ** 2).mean(1)
     return Foretold(turn, error, flat_error, bootstrap_mean(gain, seed))
+
+
+class Course(NamedTuple):
+    """A quantity along a path, from noisy measurements at some distances."""
+
+    d: Array
+    """(A,) distances, ascending."""
+    middle: Array
+    low: Array
+    high: Array
+    """(A,) its course there and its 95% band, by bootstrap over the measurements."""
+
+
+def course(d: ArrayLike, value: ArrayLike, seed: int, *, points: int = 40, draws: int = 400) -> Course:
+    """Straight lines fitted to what lies near each of `points` distances, near things weighing more (a normal curve, a
+    seventh of the range wide). Shapes: d, value (M,) finite.
+
+    Raises: ValueError with fewer than 5 measurements or all at one distance.
+    Source: Fan & Gijbels 1996, "Local Polynomial Modelling and Its Applications".
+    """
+    x, y = np.asarray(d, dtype=np.float64), np.asarray(value, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 5 or np.ptp(x) == 0 or not np.isfinite([x, y]).all():
+        raise ValueError("a course needs 5 finite measurements, not all at one distance")
+    at = np.linspace(x.min(), x.max(), points)
+    off = x[None, :] - at[:, None]  # (A, M)
+    near = np.exp(-0.5 * (off * 7 / np.ptp(x)) ** 2)
+    rows = np.random.default_rng(seed).integers(len(x), size=(draws, len(x)))
+    counts = np.stack([np.ones(len(x)), *(np.bincount(row, minlength=len(x)) for row in rows)])
+    one, lean, square = (counts @ (near * off**k).T for k in (0, 1, 2))
+    much, leaning = (counts @ (near * off**k * y).T for k in (0, 1))
+    ridge = 1e-6 * (near * off**2).sum(1)  # where a draw has all its measurements at one distance: their mean
+    found = ((square + ridge) * much - lean * leaning) / ((square + ridge) * one - lean**2)
+    low, high = np.nanquantile(found[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return Course(at, found[0], low, high)
+
+
+def turn_of_path(d: ArrayLike, gold: ArrayLike, seed: int, draws: int = 1000) -> Interval | None:
+    """The distance at which gold is highest by RL's form with a free start, c + d (alpha - beta ln d); None: no peak.
+
+    For a policy measured once at each of M distances, on prompts of its own each time: the bootstrap is over
+    measurements. A peak is in sight when the estimate and 97.5% of the draws turn within the distances seen.
+    Shapes: d, gold (M,). Raises: ValueError as `columns`, or with fewer than 8 measurements.
+    """
+    x, y = np.asarray(d, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    if x.shape != y.shape or len(x) < FEWEST or not np.isfinite(y).all():
+        raise ValueError(f"a turn needs {FEWEST} measurements, gold and distance each")
+    design = np.concatenate([np.ones((len(x), 1)), columns("rl", x)], 1)
+    rng = np.random.default_rng(seed)
+
+    def peak(rows: NDArray[np.int64]) -> float:
+        _, alpha, beta = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
+        return peak_of("rl", float(alpha), float(beta))
+
+    best = peak(np.arange(len(x)))
+    peaks = np.array([peak(rng.integers(len(x), size=len(x))) for _ in range(draws)])
+    inside = (peaks >= x.min()) & (peaks <= x.max())
+    tail = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    if not x.min() <= best <= x.max() or inside.mean() < tail[1]:
+        return None
+    return Interval(best, *np.quantile(peaks[inside], tail).tolist())

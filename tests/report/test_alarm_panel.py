@@ -28,28 +28,16 @@ def climb(data: ReportData, *, rang: bool = True) -> ReportData:
     return replace(data, steps=steps)
 
 
-def test_the_policy_that_was_kept_is_marked(gathered: Callable[..., ReportData]) -> None:
-    figure = alarm.path(climb(gathered()))
-
-    assert figure is not None
-    words = {a["text"]: a["x"] for a in figure.layout["annotations"]}
-    assert words == {"stop here: step 6": 3.0, "alarm": 6.0}
-    wins = next(t for t in figure.data if t.get("name") == "wins")
-    assert wins["x"] == [1, 2, 3, 4, 5, 6]
-    assert wins["y"][2] == 0.75
-
-
-def test_nothing_is_marked_while_the_alarm_is_quiet(gathered: Callable[..., ReportData]) -> None:
-    figure = alarm.path(climb(gathered(), rang=False))
-
-    assert figure is not None
-    assert figure.layout["annotations"] == []
-    assert "Not that can be told" in build_report(climb(gathered(), rang=False))
-
-
-def test_a_run_without_an_alarm_has_no_panel(gathered: Callable[..., ReportData]) -> None:
-    assert alarm.path(gathered()) is None
+def test_a_run_without_an_alarm_has_no_section_for_it(gathered: Callable[..., ReportData]) -> None:
+    assert alarm.table(gathered()) is None
     assert 'id="alarm"' not in build_report(gathered())
+
+
+def test_the_look_that_was_gone_back_to_and_the_one_that_rang_are_named(gathered: Callable[..., ReportData]) -> None:
+    table = alarm.table(climb(gathered()))
+
+    assert table is not None
+    assert [(row[0], row[-1]) for row in table.rows if row[-1]] == [("1.6", "stop here"), ("1.12", "alarm")]
 
 
 def test_wilsons_interval() -> None:

@@ -5,14 +5,10 @@ from typing import Any
 
 import pytest
 
-from backflip.report import ReportData, plots
-from backflip.report.data import Baseline, Lengths
-from backflip.report.drawing import LINE_HEIGHT, EndLabel, Figure, end_labels, plain
+from backflip.report import ReportData, build_report, plots
+from backflip.report.data import Lengths, Step
+from backflip.report.drawing import LINE_HEIGHT, EndLabel, end_labels, plain
 from backflip.report.palette import LIGHT, SWAP, TONES
-
-
-def named(figure: Figure, name: str) -> dict[str, Any]:
-    return next(trace for trace in figure.data if trace.get("name") == name)
 
 
 def test_every_figure_is_one_plotly_accepts(gathered: Callable[..., ReportData]) -> None:
@@ -20,25 +16,6 @@ def test_every_figure_is_one_plotly_accepts(gathered: Callable[..., ReportData])
 
     for figure in plots.figures(gathered()).values():
         go.Figure(data=figure.data, layout=figure.layout)  # raises on a name or value Plotly does not know
-
-
-def test_score_and_utility_share_an_axis_in_standard_deviations(gathered: Callable[..., ReportData]) -> None:
-    # score 0.02 -> 1.71 (SD already); utility 0.9 -> 1.5 with SD 0.4; sqrt(8.1) nats
-    figure = plots.overoptimisation(replace(gathered(), baseline=Baseline(sd=0.4, answers=64)))
-
-    assert figure is not None
-    score, utility = named(figure, "Score"), named(figure, "True utility")
-    assert (score["x"][-1], score["y"][-1]) == pytest.approx((math.sqrt(8.1), 1.69))
-    assert (utility["x"][-1], utility["y"][-1]) == pytest.approx((math.sqrt(8.1), 1.5))
-    assert utility["error_y"]["array"][-1] == pytest.approx(0.05 / 0.4)
-    assert (score["x"][0], score["y"][0], utility["y"][0]) == (0.0, 0.0, 0.0)
-
-
-def test_a_utility_of_unknown_spread_is_not_drawn_on_the_scores_axis(gathered: Callable[..., ReportData]) -> None:
-    figure = plots.overoptimisation(gathered(judged=False))
-
-    assert figure is not None
-    assert [t["name"] for t in figure.data if "name" in t] == ["Score"]
 
 
 def test_the_lines_of_two_rounds_are_not_joined(gathered: Callable[..., ReportData]) -> None:
@@ -128,3 +105,38 @@ def test_figures_use_only_colours_that_change_with_the_theme(gathered: Callable[
 
     for figure in plots.figures(gathered()).values():
         assert colours(figure.data) | colours(figure.layout) <= {*LIGHT.values(), "rgba(0,0,0,0)"}
+
+
+def climbed(data: ReportData, metric: str, *, weight: float = 2.0) -> ReportData:
+    """Ten steps in which a metric rises by 0.1 a step."""
+    steps = tuple(Step(round=1, tick=k, number=k, values={metric: 0.1 * k}) for k in range(1, 11))
+    return replace(data, steps=steps, weights={"warmth": weight, "form": 1.0})
+
+
+def test_an_attribute_adds_its_weight_times_its_change(gathered: Callable[..., ReportData]) -> None:
+    # 0.1 to 1.0 with weight 2: 1.8, all of the rise
+    figure = plots.attributes(climbed(gathered(), "gold/warmth"))
+
+    assert figure is not None
+    [trace] = figure.data
+    assert (trace["y"][0], trace["y"][-1]) == pytest.approx((0.0, 1.8), abs=1e-4)
+    assert [a["text"] for a in figure.layout["annotations"]] == ["warmth +1.80 (100%)"]
+
+
+def test_attributes_that_nobody_knows_are_not_drawn(gathered: Callable[..., ReportData]) -> None:
+    assert plots.attributes(climbed(gathered(), "objective/kl")) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "panel"),
+    [
+        ("length/score_correlation", "steps-together"),
+        ("watch/spread", "steps-spread"),
+        ("watch/length", "steps-watched"),
+    ],
+)
+def test_what_is_watched_is_drawn_under_the_panel(gathered: Callable[..., ReportData], metric: str, panel: str) -> None:
+    data = climbed(gathered(), metric)
+
+    assert panel in plots.figures(data)
+    assert f'id="figure-{panel}"' in build_report(data).partition('id="steps"')[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backflip.stats.best_of_n import best_of_n_curve
-from backflip.stats.overopt import fit_form, foretell, peak_of
+from backflip.stats.overopt import course, fit_form, foretell, peak_of, turn_of_path
 
 D = np.linspace(0.2, 4.0, 20)
 
@@ -90,3 +90,42 @@ def test_too_little_to_fit_is_refused():
         fit_form("rl", D, noisy(D, prompts=1), seed=0)
     with pytest.raises(ValueError, match="3 different distances"):
         fit_form("rl", [0.0, 1.0, 2.0], noisy(np.zeros(3)), seed=0)
+
+
+def test_a_course_follows_a_line_exactly_and_a_bend_closely():
+    line, bend = course(D, 1 + 2 * D, seed=0), course(D, D * (1 - 0.25 * D), seed=0)
+
+    np.testing.assert_allclose(line.middle, 1 + 2 * line.d, atol=1e-4)
+    assert (line.d[0], line.d[-1]) == (D[0], D[-1])
+    np.testing.assert_allclose(bend.middle, bend.d * (1 - 0.25 * bend.d), atol=0.1)
+
+
+def test_the_band_of_a_course_holds_the_truth():
+    x = np.linspace(0.2, 4.0, 60)
+    held = []
+    for seed in range(20):
+        found = course(x, x + np.random.default_rng(seed).normal(0, 0.3, 60), seed)
+        held.append(float(((found.low <= found.d) & (found.d <= found.high)).mean()))
+
+    assert 0.8 < np.mean(held) < 0.99
+
+
+def test_a_path_turns_where_its_law_is_highest_wherever_it_starts():
+    path = 5 + D * (0.5 - 0.5 * np.log(D)) + np.random.default_rng(0).normal(0, 0.02, len(D))
+    turn = turn_of_path(D, path, seed=0)
+
+    assert turn is not None
+    assert turn.value == pytest.approx(1.0, abs=0.15)
+    assert turn.low < 1.0 < turn.high
+
+
+def test_a_path_that_rises_or_only_wavers_has_no_turn():
+    assert turn_of_path(D, D, seed=0) is None
+    assert turn_of_path(D, np.random.default_rng(1).normal(size=len(D)), seed=0) is None
+
+
+def test_too_few_measurements_are_no_path():
+    with pytest.raises(ValueError, match="5 finite"):
+        course(D[:4], D[:4], seed=0)
+    with pytest.raises(ValueError, match="8 measurements"):
+        turn_of_path(D[:7], D[:7], seed=0)

@@ -23,6 +23,21 @@
       const { data, layout } = dark ? inDark(figure) : structuredClone(figure);
       if (place) Plotly.react(place, data, layout, { displayModeBar: false, responsive: true });
     }
+    const panel = document.getElementById("figure-panel");
+    if (panel && !panel.dataset.clicks) {
+      panel.dataset.clicks = "yes";
+      panel.on("plotly_click", ({ points: [point] }) => openBehind(point.customdata?.[0]));
+    }
+  };
+
+  // The answers behind a point lie in the page: choosing it opens and focuses them.
+  const openBehind = (key) => {
+    const found = key && document.getElementById(`behind-${key}`);
+    if (!found) return;
+    document.getElementById("behind").open = found.open = true;
+    const summary = found.querySelector("summary");
+    summary.scrollIntoView({ block: "center" });
+    summary.focus({ preventScroll: true });
   };
 
   button.addEventListener("click", () => {
