@@ -149,11 +149,6 @@ def alarm_path(root: Path, number: int) -> Path:
     return root / "rounds" / f"r{number}" / "alarm.json"
 
 
-def step_answers_path(root: Path, number: int, tick: int) -> Path:
-    """Where some answers of one step of a round's climb lie, to be looked at."""
-    return root / "rounds" / f"r{number}" / "steps" / f"step-{tick:05d}.jsonl"
-
-
 def sft_checkpoints(root: Path) -> Path:
     """Where stage 0 keeps its way while it trains."""
     return root / "models" / "sft-checkpoints"

@@ -4,17 +4,15 @@ A step whose numbers are not finite is refused: its answers are saved, and the s
 a climb that goes on without it is the same whether or not it was killed there.
 """
 
-import json
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from backflip.core.records import Metric, ModelVersion
-from backflip.cycle.artefacts import load_answers, remove, write_text, write_whole
+from backflip.cycle.artefacts import load_answers, remove, write_whole
 from backflip.cycle.checkpoints import checkpoint_of, newest_checkpoint, save_checkpoint
 from backflip.cycle.fit import paid_by, scorer_of_round
-from backflip.cycle.folder import step_answers_path
 from backflip.cycle.guard import Guard
 from backflip.cycle.overview import REFUSED
 from backflip.cycle.refused import save_refused, stopped
@@ -32,8 +30,6 @@ from backflip.stats.calibration import OUTCOME
 
 WARM_UP = 96
 """Answers of the round on which the critic learns a refitted reward's scale before the first step."""
-SHOWN_A_STEP = 4
-"""Answers of every step that are kept to be looked at."""
 MOST_REFUSED = 3
 """Steps in a row that may be refused before a climb stops whatever the plan says."""
 
@@ -84,7 +80,6 @@ def _climb(number: int, tools: Tools, final: Path) -> None:
                 if step.state.step == 1:
                     require_sound_start(step.metrics, tools.loaded.trunk.dtype)
                 figures = step.metrics | _true_utility(tools, step) | watched(step, scorer, tools.prompts)
-                _keep_some(number, step.state.step - first, tools, step)
                 figures |= guard.look(state, figures["objective/kl"])
                 save_shown(tools.root, number, state.step - first, step)
                 finish(state, figures, _note(figures))
@@ -202,13 +197,6 @@ def preferences(number: int, tools: Tools) -> list[rollout.Preference]:
         for pair in [pairs[v.pair_id]]
         if not kept_apart(tools.plan, pair.prompt_id)
     ]
-
-
-def _keep_some(number: int, tick: int, tools: Tools, step: rollout.Step) -> None:
-    """Keep a few of a step's answers, to different requests, for whoever wants to see what a point stands for."""
-    one_each = {a.prompt_id: a for a in reversed(step.answers)}
-    rows = [{"prompt": i, "text": one_each[i].text} for i in sorted(one_each)[:SHOWN_A_STEP]]
-    write_text(step_answers_path(tools.root, number, tick), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _true_utility(tools: Tools, step: rollout.Step) -> dict[str, float]:

@@ -370,16 +370,17 @@ class ReportData:
 
 def as_dict(data: ReportData) -> dict[str, Any]:
     """The same figures as the page, as plain JSON types. Numbers that are not finite become None."""
-    plain = _plain(asdict(data))
-    assert isinstance(plain, dict)
-    return plain
+    found = plain(asdict(data))
+    assert isinstance(found, dict)
+    return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -112,7 +112,7 @@ def gather(
 
 def gather_path(store: Store, baseline: Baseline | None, kl_target: float | None = None) -> ReportData:
     """No more than the panel draws, from the figures alone: quick enough to be asked for again and again."""
-    figures = Figures(store.metrics())
+    figures = Figures(metrics_now(store))
     versions, weights = _versions(figures), _numbers(_mapping(store.note("weights")))
     found = ReportData(
         task="", base_model="", judged_by="", simulated=bool(weights), rounds_done=0,

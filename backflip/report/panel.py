@@ -82,6 +82,7 @@ def _root(kl: float) -> float:
 def _gain(versions: Sequence[Version], what: str, sd: float | None) -> list[Point]:
     """(sqrt(KL), gain over version 0 in units of `sd`, the version); the untouched model itself has no interval."""
     known = [(v, e, v.kl) for v in versions if (e := getattr(v, what)) is not None and v.kl is not None]
+    known = [(v, e, kl) for v, e, kl in known if math.isfinite(e.value) and math.isfinite(kl.value)]
     if not known or known[0][0].number != 0 or not sd:
         return []
     zero = known[0][1].value
@@ -200,7 +201,7 @@ def _wins(data: ReportData) -> list[Trace]:
             measured([distance(s) for s in seen], won, "truth", name="wins", customdata=told, hovertemplate=hover)
         )
         out[-1]["marker"] |= {"symbol": SYMBOLS["truth"]}
-    kl = {v.number: v.kl.value for v in data.versions if v.kl is not None}
+    kl = {v.number: v.kl.value for v in data.versions if v.kl is not None and math.isfinite(v.kl.value)}
     rated = [p for p in data.people if p.round in kl]
     if rated:
         told = [[f"r{p.round}", kl[p.round], f"after round {p.round}"] for p in rated]

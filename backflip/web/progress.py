@@ -1,20 +1,19 @@
 """The API of the progress page: where the run is, its curves, who votes, and the answers behind a point."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from backflip.core.records import Metric, Sample, Vote
-from backflip.cycle.folder import step_answers_path
+from backflip.cycle.folder import REFERENCE
 from backflip.cycle.overview import STEPS, running
 from backflip.cycle.people import learned_keys, round_named, waiting, waits_since
+from backflip.cycle.shown import load_shown
 from backflip.cycle.wins import metrics_now
 from backflip.web.answers import Told
+from backflip.web.panel import live_panel
 from backflip.web.security import Session, visitor
 from backflip.web.served import Served, turns
 from backflip.web.votes import served
@@ -63,6 +62,7 @@ def progress(request: Request, session: Annotated[Session, Depends(visitor)]) ->
         {
             "rounds": rounds,
             "curves": list(_curves(metrics_now(store))),
+            "panel": live_panel(run),
             "votes": [{"rater": r, "name": names.get(r, r), "count": n} for r, n in counted.most_common()],
             "agreement": _agreement(votes, run.plan.seed),
             "state": state,
@@ -148,25 +148,23 @@ def samples(
 ) -> Told:
     """The answers behind a point of a curve: those that were measured, or the few that are kept of a climb's step."""
     run = served(request)
-    found = _kept_of_step(run.root, round, tick) if step == "optimise" else []
-    if not found and step == "optimise":  # an earlier Backflip took the step: the answers that its round began with
-        found = [_shown(s) for s in run.store.samples(round=round, purpose="rate")]
-    elif step != "optimise":
-        found = [_shown(s) for s in run.store.samples(purpose=step, policy=f"policy-r{round}")]
-    found = found[:MOST_SAMPLES]
-    prompts = run.store.prompts_by_id(one["prompt"] for one in found)
-    return Told({"samples": [one | {"prompt": turns(prompts[one["prompt"]])} for one in found]})
+    found = _behind(run, round, step)[:MOST_SAMPLES]
+    prompts = {p.id: p for p in run.store.prompts()}
+    told = [{"sample": s.id, "policy": s.policy, "prompt": turns(prompts[s.prompt_id]), "text": s.text} for s in found]
+    if step == "optimise" and (kept := load_shown(run.root, round, tick, prompts)):
+        told = [
+            {
+                "sample": f"r{round}/step/{tick}/{s.prompt_id}",
+                "policy": f"step {tick}, score {s.score:+.2f}",
+                "prompt": turns(prompts[s.prompt_id]),
+                "text": s.text,
+            }
+            for s in kept
+        ]
+    return Told({"samples": told})
 
 
-def _shown(s: Sample) -> dict[str, str]:
-    return {"sample": s.id, "policy": s.policy, "prompt": s.prompt_id, "text": s.text}
-
-
-def _kept_of_step(root: Path, round: int, tick: int) -> list[dict[str, str]]:
-    """The answers that were kept of one step; none when there is no such step."""
-    path = step_answers_path(root, round, tick)
-    with suppress(OSError, ValueError):  # not there, or damaged since
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        name = f"round {round}, step {tick}"
-        return [{"sample": f"{name}, {n}", "policy": name, **row} for n, row in enumerate(rows)]
-    return []
+def _behind(run: Served, round: int, step: Step) -> list[Sample]:
+    if step == "optimise":  # where a step's own answers are not kept: those that the round began with
+        return run.store.samples(round=round, purpose="rate")
+    return run.store.samples(purpose=step, policy=f"policy-r{round}" if round else REFERENCE)

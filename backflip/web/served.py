@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from backflip.core.records import Guidelines, Pair, Prompt, Sample, Vote
 from backflip.cycle.folder import PLAN, run_store
@@ -14,6 +14,9 @@ from backflip.store.forget import FORGOTTEN
 from backflip.web.box import BallotBox
 from backflip.web.clips import clip_type
 from backflip.web.serving import Desk, ids_of
+
+if TYPE_CHECKING:
+    from backflip.report.data import Baseline
 
 REFRESH_S = 1.0
 """How old the picture of the store may be from which pairs are handed out."""
@@ -50,6 +53,8 @@ class Served:
         self.store: Store = run_store(root, self.plan)
         self.box = BallotBox(self.store)
         self.guidelines: Guidelines | None = None
+        self.baseline: Baseline | None = None
+        """What `panel` worked out of the untouched model's answers."""
         self._lease_s = lease_s
         self._looking, self._reading = asyncio.Lock(), asyncio.Lock()
         self._texts: dict[str, tuple[list[Message], dict[str, dict[str, Any]]]] = {}

@@ -84,6 +84,37 @@ def test_the_progress_page_draws_the_curves_and_shows_the_answers_behind_a_point
         assert page.locator("#behind").bounding_box() == before
 
 
+def test_the_progress_page_says_where_to_stop_and_a_point_of_the_path_opens_its_answers(
+    tiny_model: Path, tmp_path: Path, person: Callable[..., BrowserContext]
+):
+    root = rated_run(tmp_path / "run", tiny_model)
+    folder = root / "rounds" / "r1" / "shown"
+    folder.mkdir(parents=True, exist_ok=True)
+    with Served(root) as served:
+        page = join(person(), served.owner_link(), f"{served.url}/progress")
+        expect(page.locator("#strip div").first).to_be_visible()
+        expect(page.locator("#path")).to_be_hidden()
+        with served.store() as store, store.begin() as tx:
+            row = {"prompt_id": "train-00", "text": "said then", "ended": True, "length": 2, "score": 1.0}
+            (folder / "00009.jsonl").write_text(json.dumps(row) + "\n")
+            tx.add_metrics(
+                [
+                    Metric(round=1, step="optimise", tick=k, name=name, value=value)
+                    for k, d in ((k, 0.3 * k) for k in range(1, 13))
+                    for name, value in (
+                        ("objective/kl", d * d), ("objective/scores", d), ("gold/utility", d - d * d / 4)
+                    )
+                ]
+            )  # fmt: skip
+        expect(page.locator("#stop-said")).to_contain_text("Stop here: ", timeout=15_000)
+        expect(page.locator("#whole .annotation-text", has_text="Stop here")).to_be_visible()
+        point = page.locator("#whole .points path").nth(8).bounding_box()
+        assert point
+        page.mouse.click(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+
+        expect(page.locator("#samples")).to_contain_text("said then")
+
+
 def _measured(sample: Sample) -> Sample:
     return replace(sample, id="r1/monitor/policy-r1/train-00/0", purpose="monitor", policy="policy-r1")
 

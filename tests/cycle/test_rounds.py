@@ -1,6 +1,5 @@
 """Two rounds on a tiny model, watched from outside: what happens, in which order, on which prompts."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,9 @@ from backflip.core.errors import DataError
 from backflip.core.records import Pair, Sample, Vote
 from backflip.cycle import fit
 from backflip.cycle import round as cycle_round
-from backflip.cycle.folder import step_answers_path
 from backflip.cycle.run import open_tools, run_rounds
 from backflip.cycle.sample import judge_sample
+from backflip.cycle.shown import load_shown
 from backflip.cycle.tools import Silent, Tools
 from backflip.policies.ppo import PPO
 from backflip.rewards.model import features_of, load_reward
@@ -116,12 +115,12 @@ def test_every_artefact_is_there_and_nothing_half_written(seen: Seen, store: Sto
 
 
 def test_a_few_answers_of_every_step_are_kept_to_be_looked_at(seen: Seen, store: Store) -> None:
+    prompts = {p.id: p for p in store.prompts()}
     train = {p.id for p in store.prompts("train")}
     for number, tick in ((1, 1), (1, 2), (2, 1), (2, 2)):
-        lines = step_answers_path(seen.root, number, tick).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        assert len({row["prompt"] for row in rows} & train) == len(rows) == 4
-        assert sum(row["text"] != "" for row in rows) >= 2  # an answer may be empty
+        rows = load_shown(seen.root, number, tick, prompts)
+        assert len({row.prompt_id for row in rows} & train) == len(rows) == 4
+        assert sum(row.text != "" for row in rows) >= 2  # an answer may be empty
 
 
 def test_the_second_round_samples_and_climbs_on_from_the_first_rounds_policy(seen: Seen, store: Store) -> None:

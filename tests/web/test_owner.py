@@ -3,13 +3,12 @@
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from person import Person
 
 from backflip.core.records import Metric
-from backflip.cycle.folder import only_process, step_answers_path
+from backflip.cycle.folder import only_process
 
 LetIn = Callable[..., Person]
 
@@ -111,17 +110,54 @@ def test_the_answers_behind_a_point_are_told(ann: Person) -> None:
     assert told[0]["prompt"][0]["role"] == "user"
 
 
-def test_a_step_of_a_climb_shows_the_answers_that_were_kept_of_it(ann: Person, root: Path) -> None:
-    one, other = ann.store.prompts()[:2]
-    path = step_answers_path(root, 1, 2)
-    path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps({"prompt": p.id, "text": f"\ud83d {p.id}"}) + "\n" for p in (one, other)))
-    told = ann.get("/api/samples?round=1&step=optimise&tick=2").json()["samples"]
+def test_the_panel_is_told_with_where_to_stop(ann: Person) -> None:
+    assert ann.get("/api/progress").json()["panel"] is None
+    rows = {"objective/kl": lambda d: d * d, "objective/scores": lambda d: d, "gold/utility": lambda d: d - d * d / 3}
+    with ann.store.begin() as tx:
+        tx.add_metrics(
+            [
+                Metric(round=1, step="optimise", tick=k, name=name, value=of(0.2 * k))
+                for k in range(1, 16)
+                for name, of in rows.items()
+            ]
+            + [Metric(round=1, step="measure", tick=0, name="people/win_rate", value=0.5, low=float("nan"), high=0.6)]
+        )
+    told = ann.get("/api/progress").json()["panel"]
 
-    assert [(t["text"], t["policy"]) for t in told] == [(f"\ud83d {p.id}", "round 1, step 2") for p in (one, other)]
-    assert told[0]["prompt"] == [{"role": "user", "content": one.text}]
-    path.write_text('{"prompt": "cut o')
-    assert len(ann.get("/api/samples?round=1&step=optimise&tick=2").json()["samples"]) == 24
+    assert told["here"] is True
+    assert told["said"].startswith("Stop here: ")
+    assert "15 steps of round 1" in told["over"]
+    keys = [one[0] for trace in told["data"] for one in trace.get("customdata", [])]
+    assert keys == [f"r1-s{k}" for k in range(1, 16)]  # no gold: nobody knows the untouched model's here
+    assert told["dark"]["#b54708"] == "#f7a35c"
+
+
+def test_the_panel_of_a_damaged_step_leaves_it_out(ann: Person) -> None:
+    with ann.store.begin() as tx:
+        tx.add_metrics(
+            [
+                Metric(round=1, step="optimise", tick=k, name=name, value=float("nan") if k == 4 else float(k))
+                for k in range(1, 9)
+                for name in ("objective/kl", "objective/scores")
+            ]
+        )
+    told = ann.get("/api/progress").json()["panel"]
+
+    keys = [one[0] for trace in told["data"] for one in trace.get("customdata", [])]
+    assert keys == [f"r1-s{k}" for k in range(1, 9) if k != 4]
+
+
+def test_a_steps_own_answers_are_told_where_they_were_kept(ann: Person) -> None:
+    run = ann.client.app.state.run  # type: ignore[attr-defined]
+    prompt = run.store.prompts()[0]
+    folder = run.root / "rounds" / "r1" / "shown"
+    folder.mkdir(parents=True)
+    row = {"prompt_id": prompt.id, "text": "<i>said</i>", "ended": True, "length": 2, "score": 0.5}
+    (folder / "00007.jsonl").write_text(json.dumps(row) + "\n")
+    [told] = ann.get("/api/samples?round=1&step=optimise&tick=7").json()["samples"]
+
+    assert (told["text"], told["policy"]) == ("<i>said</i>", "step 7, score +0.50")
+    assert told["prompt"][-1]["content"] == prompt.text
 
 
 def test_who_is_forgotten_elsewhere_leaves_pairs_to_be_asked_again(ann: Person, bob: Person) -> None:

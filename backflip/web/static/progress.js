@@ -86,6 +86,34 @@ function drawAll() {
   draw("voters", [bars], layout({ xaxis: ticks, yaxis: { rangemode: "tozero", tickformat: "d", dtick: votes[0]?.count < 6 ? 1 : undefined } }), "Nobody has voted yet.");
 }
 
+// The report's panel: it comes drawn in the light colours, each of which has a dark counterpart.
+function drawPath() {
+  const { panel } = told;
+  $("path").hidden = !panel;
+  if (!panel) return;
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const inTone = (value) => {
+    if (typeof value === "string") return (dark && panel.dark[value]) || value;
+    if (Array.isArray(value)) return value.map(inTone);
+    return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, inTone(inner)])) : value;
+  };
+  if ($("stop-said").textContent !== panel.said) show($("stop-said"), panel.said);
+  show($("stop-over"), panel.over && `Shaded: ${panel.over}.`);
+  $("stop").hidden = !panel.said;
+  $("stop").classList.toggle("here", panel.here);
+  $("whole").setAttribute("aria-label", panel.alt);
+  show($("whole-unit"), panel.unit);
+  $("whole-key").replaceChildren(...panel.key.map(({ label, tone: name, mark }) => make("li", { class: name }, make("span", { class: mark, "aria-hidden": "true" }), label)));
+  $("whole").style.height = `${panel.layout.height}px`;
+  Plotly.react($("whole"), inTone(panel.data), inTone(panel.layout), { displayModeBar: false, responsive: true });
+  if ($("whole").dataset.clicks) return;
+  $("whole").dataset.clicks = "yes";
+  $("whole").on("plotly_click", ({ points: [point] }) => {
+    const [, round, tick] = /^r(\d+)(?:-s(\d+))?$/.exec(point.customdata?.[0] ?? "") ?? [];
+    if (round) behind(Number(round), tick ? "optimise" : "monitor", Number(tick ?? 0));
+  });
+}
+
 // Plotly reads a little markup in its labels: a rater's name must bring none.
 function plain(name) {
   const short = name.length > 14 ? `${name.slice(0, 13)}…` : name;
@@ -149,6 +177,7 @@ async function poll() {
       drawn = text;
       strip();
       table();
+      drawPath();
       drawAll();
     }
   } catch (error) {
@@ -159,5 +188,5 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => told && drawAll());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => told && (drawPath(), drawAll()));
 poll();
