@@ -22,7 +22,7 @@ class Key:
     label: str
     tone: str
     mark: str = "line"
-    """line, dash, dot or diamond."""
+    """line, dash, dotted, dot, diamond, square or circle."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def draw(data: ReportData) -> Figure | None:
     labels = [label | {"yref": "y2"} for label in end_labels(_ends(data, gains), limits, height)]
     frame["annotations"] = [*_words(data, right), *labels, *([_wins_word(won[-1])] if won else [])]
     return Figure(
-        id="panel", data=traces, layout=frame, alt=_alt(data, gains), key=_key(data, traces, gains),
+        id="panel", data=traces, layout=frame, alt=_alt(data, gains), key=_key(data, traces, gains, right),
         unit="Gain over the untouched model, in standard deviations of its answers"
         + ("; below, share of comparisons won against it" if won else ""),
     )  # fmt: skip
@@ -291,7 +291,7 @@ def _ends(data: ReportData, gains: dict[str, list[Point]]) -> list[EndLabel]:
     return out
 
 
-def _key(data: ReportData, traces: Sequence[Trace], gains: dict[str, list[Point]]) -> tuple[Key, ...]:
+def _key(data: ReportData, traces: Sequence[Trace], gains: dict[str, list[Point]], right: float) -> tuple[Key, ...]:
     names = {t.get("name") for t in traces}
     out = [Key(label="score (reward model)", tone="proxy", mark="diamond")]
     if len(gains["truth"]) > 1 or "truth course" in names:
@@ -302,6 +302,9 @@ def _key(data: ReportData, traces: Sequence[Trace], gains: dict[str, list[Point]
         out.append(Key(label="wins by raters’ votes", tone="after", mark="circle"))
     if data.best_of is not None:
         out.append(Key(label="best of n, no learning", tone="before", mark="dash"))
+    if (budget := data.kl_target) is not None:
+        beyond = ", beyond the figure" if _root(budget) > right else ""
+        out.append(Key(label=f"fixed KL budget, {budget:g} nats{beyond}", tone="before", mark="dotted"))
     if any("course" in str(name) for name in names):
         out.append(Key(label=f"course of round {data.steps[-1].round}’s steps", tone="before", mark="line"))
     return tuple(out)

@@ -129,9 +129,11 @@ def best_of_said(found: BestOf | None) -> str:
         assert law.error is not None
         assert law.flat_error is not None
         name = "best of n" if law.form == "best_of_n" else "RL"
+        sure = law.gain is not None and law.gain.low is not None and law.gain.low > 0
         judged = (
             f" The law for {name} foretold n > {most // 4} best: off by {number(law.error.value)}, and "
-            f"{number(law.flat_error.value)} for the guess that nothing changes, on prompts it had not seen."
+            f"{number(law.flat_error.value)} for the guess that nothing changes, on prompts it had not seen"
+            f"{'.' if sure else '; with so few prompts that may be chance.'}"
         )
     if found.peak is None:
         return f"Best of n: no peak in sight up to n = {most}.{judged}"

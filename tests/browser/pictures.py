@@ -3,6 +3,7 @@
 They show a made-up run, so that they look the same each time; every page in light, dark and on a phone.
 """
 
+import math
 import shutil
 import sys
 import tempfile
@@ -83,17 +84,20 @@ def _figures() -> Iterator[Metric]:
         for n in range(1, 13):
             score = 0.6 * (r - 1) + 0.05 * n + 0.04 * (n % 3)
             yield Metric(round=r, step="optimise", tick=n, name="objective/scores", value=score)
-            yield Metric(round=r, step="optimise", tick=n, name="objective/kl", value=0.5 * (r - 1) + 0.05 * n)
-        for name, value, half in (("proxy", 0.55 * r, 0.15), ("kl", 0.55 * r, 0.05), ("win_rate", 0.5 + 0.1 * r, 0.08)):
-            yield Metric(
-                round=r,
-                step="measure",
-                tick=0,
-                name=f"monitor/{name}",
-                value=value,
-                low=value - half,
-                high=value + half,
-            )
+            yield Metric(round=r, step="optimise", tick=n, name="objective/kl", value=2.4 * (r - 1) + 0.2 * n)
+        for name, value, half in (
+            ("monitor/proxy", 0.55 * r, 0.15), ("monitor/kl", 2.6 * r, 0.3), ("people/win_rate", 0.5 + 0.1 * r, 0.08)
+        ):  # fmt: skip
+            yield _measured(r, 0, name, value, half)
+    for k in (0, 1, 2):
+        yield _measured(2, k, "rescored/proxy", 0.6 * k, 0.15)
+    for n in range(2, 17):  # what best of n would give is known for its score alone: people judge here
+        yield _measured(2, n, "best_of/proxy", 0.3 * math.log(n), 0.1)
+    yield _measured(2, 0, "best_of/proxy_gain", 0.3 * math.log(16), 0.1)
+
+
+def _measured(number: int, tick: int, name: str, value: float, half: float) -> Metric:
+    return Metric(round=number, step="measure", tick=tick, name=name, value=value, low=value - half, high=value + half)
 
 
 def _talk(page: Page) -> None:
@@ -130,7 +134,7 @@ PAGES = {
         lambda page: page.locator("#answer").fill("Hello Sam, about that tree …"),
     ),
     "chat": ("/chat", _talk),
-    "progress": ("/progress", lambda page: expect(page.locator("#score .points path").first).to_be_visible()),
+    "progress": ("/progress", lambda page: expect(page.locator("#whole .points path").first).to_be_visible()),
     "owner": ("/owner", lambda page: expect(page.locator("#raters tr").first).to_be_visible()),
 }
 

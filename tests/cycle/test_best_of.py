@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tiny_run import new_run
 
-from backflip.core.records import Metric
+from backflip.core.records import Answer, Metric, Prompt
 from backflip.cycle import shown
 from backflip.cycle.best_of import ANSWERS
 from backflip.cycle.plan import Measure
 from backflip.cycle.run import run_rounds
+from backflip.policies.rollout import Step
 from backflip.rewards.model import load_reward
 from backflip.store import open_store
 from backflip.tasks import TASKS
@@ -97,6 +98,22 @@ def test_some_answers_of_every_step_are_kept(run: Path) -> None:
         assert all(np.isfinite(s.score) and s.length > 0 for s in kept)
     assert shown.load_shown(run, 2, 3, prompts) == []
     assert shown.load_shown(run, 2, 1, {}) == []
+
+
+def test_the_first_answer_to_each_prompt_is_kept(tmp_path: Path) -> None:
+    answers = [
+        Answer(
+            prompt_id=f"p{i // 2}", index=i % 2, policy="policy", tokens=np.array([i]), logp=np.zeros(1, np.float32),
+            ended=True, text=f"said {i}",
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    step = Step(None, answers, np.arange(12.0), {})  # type: ignore[arg-type]
+    shown.save_shown(tmp_path, 1, 5, step)
+    prompts = {f"p{i}": Prompt(id=f"p{i}", split="train", text="ask") for i in range(6)}
+
+    kept = shown.load_shown(tmp_path, 1, 5, prompts)
+    assert [(s.prompt_id, s.text, s.score) for s in kept] == [(f"p{i}", f"said {2 * i}", 2.0 * i) for i in range(4)]
 
 
 def test_score_and_length_are_correlated_at_every_step_where_both_vary(run: Path) -> None:

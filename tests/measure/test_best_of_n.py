@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from backflip.measure.overopt import best_of_n_points, better_law, laws, points_of
+from backflip.stats.best_of_n import best_of_n_curve, best_of_n_kl
+from backflip.stats.overopt import fit_form
 
 
 def world(turns: float | None, prompts: int = 60, answers: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -18,11 +20,17 @@ def world(turns: float | None, prompts: int = 60, answers: int = 64) -> tuple[np
 
 def test_the_peak_is_found_where_gold_turns():
     # gold is highest where the best answer's proxy is near 1.2: the mean best of 5 of a normal is 1.16
-    found = better_law(laws(*world(1.2), seed=0))
+    proxy, gold = world(1.2)
+    found = better_law(laws(proxy, gold, seed=0))
+    ns = points_of(64)
+    curve = best_of_n_curve(proxy, gold, ns)
 
     assert found is not None
     assert found.peak is not None
     assert math.log(3) - 2 / 3 < found.peak.value < math.log(9) - 8 / 9
+    turn = fit_form(found.form, np.sqrt([best_of_n_kl(n) for n in ns]), curve - curve[:, :1], seed=0)
+    assert turn.peak is not None
+    assert math.sqrt(found.peak.value) == pytest.approx(turn.peak.value)  # nats, not their root
     assert found.peak.low < found.peak.value < found.peak.high
     assert found.error is not None
     assert found.gain is not None

@@ -134,5 +134,17 @@ def test_the_correlation_is_pearsons_over_all_answers() -> None:
     assert found.low <= 0.8 <= found.high
 
 
+def test_the_correlations_interval_is_over_prompts() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.normal(3.0, 1.0, (20, 3))
+    b = a + rng.normal(-2.0, 1.0, (20, 3))
+    found = correlation(a, b, seed=0)
+    drawn = np.random.default_rng(0).integers(20, size=(1000, 20))
+    rs = [np.corrcoef(a[rows].ravel(), b[rows].ravel())[0, 1] for rows in drawn]
+
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(rs, [0.025, 0.975])))
+
+
 def test_nothing_goes_together_with_a_length_that_never_changes() -> None:
     assert correlation(table([1, 2], [3, 4]), table([5, 5], [5, 5]), seed=0) is None

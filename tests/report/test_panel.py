@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_alarm_panel import climb
+from test_alarm_panel import SHARES, climb
 
 from backflip.core.records import Metric, Prompt
 from backflip.report import ReportData, build_report, gather, panel
@@ -28,6 +28,7 @@ from backflip.report.data import (
 from backflip.report.drawing import Figure
 from backflip.report.palette import LIGHT
 from backflip.report.stop import best_of_said, where_to_stop
+from backflip.stats.falling import Look, weigh
 from backflip.store import Store
 
 
@@ -91,11 +92,15 @@ def test_the_policy_that_was_kept_the_alarm_and_the_budget_are_marked(gathered: 
     figure = drawn(data)
 
     assert words(figure) == {"<b>Stop here</b>": 3.0, "alarm rang": 6.0, "KL budget 20": math.sqrt(20)}
+    assert "fixed KL budget, 20 nats" in {k.label for k in figure.key}
+    assert "fixed KL budget, 49 nats, beyond the figure" in {k.label for k in drawn(replace(data, kl_target=49.0)).key}
     assert named(figure, "wins")["x"] == [1, 2, 3, 4, 5, 6]
     assert named(figure, "wins")["y"][2] == 0.75
     assert data.stop is not None
     assert data.stop.said.startswith("Stop here: step 6, 9.0 nats.")
     assert "144 judgements" in data.stop.over
+    evidence = weigh([Look(float(k), float(won), 24) for k, won in enumerate(SHARES, start=1)])
+    assert (data.stop.at.low, data.stop.at.high) == pytest.approx((evidence.low**2, evidence.high**2))  # type: ignore[union-attr]
     [band] = [s for s in figure.layout["shapes"] if s["type"] == "rect"]
     assert band["x0"] ** 2 == pytest.approx(data.stop.at.low)  # type: ignore[union-attr]
     assert band["x1"] ** 2 == pytest.approx(data.stop.at.high)  # type: ignore[union-attr]
@@ -182,6 +187,9 @@ def test_best_of_n_says_where_it_peaks_and_how_well_its_law_foretold() -> None:
 
     assert said.startswith("Best of n: gold is highest near n = 4 (3 to 7, 95% over prompts).")
     assert "The law for best of n foretold n > 4 best: off by 0.03, and 0.10 " in said
+    assert "that may be chance" in said  # no interval says that it foretold better
+    sure = replace(BEST, laws=(replace(BEST.laws[0], gain=Estimate(value=0.02, low=0.01, high=0.03)),))
+    assert "chance" not in best_of_said(sure)
     assert best_of_said(replace(BEST, peak=None)).startswith("Best of n: no peak in sight up to n = 16.")
     assert best_of_said(None) == ""
 
@@ -198,12 +206,14 @@ def test_best_of_n_is_read_from_the_newest_round_in_golds_spread(store: Store) -
             tx.add_metrics([row(number, 0, "proxy_gain", 1.0), row(number, 0, "gold_sd", 2.0)])
             tx.add_metrics([row(number, n, "proxy", n * number) for n in (2, 3)])
             tx.add_metrics([row(number, n, "gold", n) for n in (2, 3)])
+        scored = [Metric(round=2, step="measure", tick=k, name="rescored/proxy", value=0.5 * k) for k in (0, 1)]
+        tx.add_metrics([*scored, Metric(round=1, step="measure", tick=0, name="monitor/kl", value=2.0)])
     found = gather(store).best_of
 
     assert found is not None
     assert [(p.n, p.proxy.value, p.gold.value) for p in found.points] == [(2, 4.0, 1.0), (3, 6.0, 1.5)]  # type: ignore[union-attr]
     assert found.points[0].gold == Estimate(value=1.0, low=0.5, high=1.5)
-    assert gather(store).versions == ()  # n is no version
+    assert [v.number for v in gather(store).versions] == [0, 1]  # n is no version
 
 
 @pytest.mark.parametrize(
@@ -246,17 +256,17 @@ def test_answers_behind_a_point_lie_in_the_page_escaped(gathered: Callable[..., 
 def test_a_long_climb_shows_the_answers_of_some_steps_the_last_among_them(tmp_path: Path) -> None:
     folder = tmp_path / "rounds" / "r1" / "shown"
     folder.mkdir(parents=True)
-    for tick in range(1, 101):
+    for tick in range(1, 102):
         row = {"prompt_id": "p", "text": f"said {tick}", "ended": True, "length": 2, "score": 0.5}
         (folder / f"{tick:05d}.jsonl").write_text(json.dumps(row) + "\n")
-    (folder / "00100.jsonl").with_name("00097.jsonl").write_text("{torn")
+    (folder / "00101.jsonl").with_name("00098.jsonl").write_text("{torn")
     found = answers_behind(
-        tmp_path, [(1, t) for t in range(1, 101)], [], {"p": Prompt(id="p", split="train", text="ask")}
+        tmp_path, [(1, t) for t in range(1, 102)], [], {"p": Prompt(id="p", split="train", text="ask")}
     )
 
     assert len(found) <= MOST
     assert found[-1] == Behind(
-        key="r1-s100", title="Round 1, step 100",
-        answers=(Read(prompt="ask", text="said 100", note="2 tokens, score +0.50"),),
+        key="r1-s101", title="Round 1, step 101",
+        answers=(Read(prompt="ask", text="said 101", note="2 tokens, score +0.50"),),
     )  # fmt: skip
-    assert "r1-s97" not in {b.key for b in found}
+    assert "r1-s98" not in {b.key for b in found}
