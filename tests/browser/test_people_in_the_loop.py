@@ -125,5 +125,6 @@ def test_a_newcomer_rates_thirty_pairs_and_sees_the_next_round_use_them(
         owner.goto(link[: link.index("/join/")] + "/progress")
         expect(owner.locator("#strip")).to_contain_text(re.compile(r"Rounds begun\s*2"), timeout=20_000)
         expect(owner.locator("#score .points path").first).to_be_visible(timeout=20_000)
+        owner.locator("summary").first.click()
         owner.locator("#rows button").first.click()
         expect(owner.locator("#samples article").first).to_be_visible()

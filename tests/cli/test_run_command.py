@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from backflip.cli.demo import demo_plan
 from backflip.core.errors import Paused
 from backflip.cycle import round as rounds
 from backflip.cycle.plan import read_plan
+from backflip.cycle.plan_changes import differences
 
 HOLD = """
 import os, sys
@@ -190,7 +192,7 @@ def test_without_any_run_a_command_says_how_to_start_one(backflip, command: str)
 def test_the_same_demo_command_carries_on_what_was_stopped_and_then_makes_a_new_run(
     backflip, tiny_plan, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("backflip.cli.demo.demo_plan", lambda task, seed, rounds: replace(tiny_plan, seed=seed or 0))
+    monkeypatch.setattr("backflip.cli.demo.demo_plan", lambda *of, people: replace(tiny_plan, seed=of[1] or 0))
     with monkeypatch.context() as patch:
         patch.setitem(rounds.STEPS, "rate", stop)
         stopped = backflip("demo", "--seed", 3)
@@ -205,6 +207,14 @@ def test_the_same_demo_command_carries_on_what_was_stopped_and_then_makes_a_new_
     assert json.loads(carried.out)["seed"] == "3"
     assert json.loads(other.out)["seed"] == "4"
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_the_demo_with_people_waits_for_thirty_votes_a_round_and_differs_in_nothing_else():
+    plan, by_people = (demo_plan("requests", 1, 2, people=people) for people in (False, True))
+
+    assert differences(plan, by_people) == {
+        "rate.votes": ("0", "30"), "raters.by": ('"personas"', '"people"'),
+    }  # fmt: skip
 
 
 def test_the_run_notes_which_process_it_is(finished):
