@@ -1,6 +1,6 @@
 """What knowing the raters is worth: on people's votes from a folder of one's own, and on simulated crowds.
 
-    python bench/labels.py [FOLDER] [--quick]
+    python bench/labels.py [FOLDER] [--quick] [--only simulated,thirty,members]
 
 FOLDER holds `ukpconvarg` and `llmfao`; without it only simulated crowds are measured. Held-out votes are judged by the
 full rater model and by Bradley-Terry on all decisive votes, whose temperature, tie width and lean to the first answer
@@ -8,9 +8,10 @@ are then fitted on all training votes. What the model reads of the texts is kept
 """
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from crowds import simulate
 from numpy.typing import NDArray
 from selecting import measure_selection
 from table import ROOT, Row, part, raw_file, relative, write_results
+from thirty import measure_tastes, policy_wins, rows_of_policy, rows_of_tastes
 from votes import Missing, People, features_of, read_votes
 
 from backflip.stats.bootstrap import Interval, bootstrap_mean
@@ -227,16 +229,57 @@ def rows_of_crowds(found: dict[str, list[dict[str, float]]], row: Callable[..., 
     return rows
 
 
+class Parts:
+    """The parts of this benchmark: made where they are missing or old, or, but for those named, as they lie there."""
+
+    def __init__(self, quick: bool, settings: dict[str, Any], only: Collection[str]) -> None:
+        """No part in `only`: all are made."""
+        self.quick, self.settings, self.only = quick, settings, only
+
+    def __call__(self, key: str, make: Callable[[], Any]) -> Any:
+        """What a part found; None where it is not on the disk and not to be made."""
+        if not self.only or key in self.only:
+            return part("labels", key, self.quick, self.settings, make)
+        file = raw_file("labels", key, self.quick)
+        return json.loads(file.read_text(encoding="utf-8"))["result"] if file.exists() else None
+
+
+def rows_of_selection(saved: dict[str, Any], row: Callable[..., Row]) -> list[Row]:
+    """The rows on a choice of pairs."""
+    unit = f"of random's labels ({saved['strategy']})"
+    return [
+        row("labels ratio to random, best-of-64", saved["ratio"], unit, "<= 0.6"),
+        row("labels ratio to random, best-of-64, upper bound", saved["ratio"], "of labels", "high < 1"),
+        row("selection, accuracy change", bootstrap_mean(saved["accuracy change"], 0), "of pairs", ""),
+    ]
+
+
+def rows_with_folder(folder: Path, keep: Parts, row: Callable[..., Row]) -> list[Row]:
+    """The rows on people's votes. Raises: Missing."""
+    rows: list[Row] = []
+    for name, short in SETS.items():
+        read_votes(folder, name)
+        if found := keep(short, make=partial(measure_people, folder, name, keep.quick)):
+            rows += rows_of_people(short, found, partial(row, short))
+    if turned := keep("flipped", make=partial(measure_flipped, folder, 2 if keep.quick else 4)):
+        share = [sum(s[k] - s["plain"] for s in turned) for k in ("full", "oracle")]
+        told = share[0] / share[1]
+        rows.append(row("flipped", "flipped ukp raters recovered", told, "of the oracle's gain", ">= 0.9"))
+    if seconds := keep("members", make=partial(measure_members, folder)):
+        rows.append(row("members", "seconds to fit 60k votes, 5 members", seconds, "s", "<= 20"))
+    return rows
+
+
 def main() -> None:
     """Measure, write the results, print them."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("folder", nargs="?", type=Path, help="holds ukpconvarg and llmfao; left out: simulated only")
     options.add_argument("--quick", action="store_true", help="fewer seeds and folds")
+    options.add_argument("--only", default="", help="parts to make, the others as they lie there: simulated,thirty,ukp")
     given = options.parse_args()
     quick, folder = given.quick, given.folder
     seeds = 3 if quick else 20
-    settings: dict[str, Any] = {"seeds": seeds, "priors": PRIORS}
-    keep = partial(part, "labels", quick=quick, settings=settings)
+    keep = Parts(quick, {"seeds": seeds, "priors": PRIORS}, [p for p in given.only.split(",") if p])
     command = " ".join([COMMAND, *(["FOLDER"] if folder else []), *(["--quick"] if quick else [])])
 
     def row(key: str, claim: str, figure: Any, unit: str, bar: str) -> Row:
@@ -245,34 +288,24 @@ def main() -> None:
         return Row(claim=claim, value=value, low=low, high=high, unit=unit, bar=bar, command=command, raw=raw)
 
     modes = ("clean", "careless", "adversarial")
-    found = keep("simulated", make=lambda: {m: [simulate(s, m) for s in range(seeds)] for m in modes})
-    rows = rows_of_crowds(found, partial(row, "simulated"))
-    saved = keep("selection", make=partial(measure_selection, seeds))
-    chosen = partial(row, "selection")
-    rows += [
-        chosen(
-            "labels ratio to random, best-of-64", saved["ratio"], f"of random's labels ({saved['strategy']})", "<= 0.6"
-        ),
-        chosen("labels ratio to random, best-of-64, upper bound", saved["ratio"], "of labels", "high < 1"),
-        chosen("selection, accuracy change", bootstrap_mean(saved["accuracy change"], 0), "of pairs", ""),
-    ]
+    rows: list[Row] = []
+    if found := keep("simulated", make=lambda: {m: [simulate(s, m) for s in range(seeds)] for m in modes}):
+        rows += rows_of_crowds(found, partial(row, "simulated"))
+    if saved := keep("selection", make=partial(measure_selection, seeds)):
+        rows += rows_of_selection(saved, partial(row, "selection"))
+    if tables := keep("thirty", make=measure_tastes):
+        rows += rows_of_tastes(tables, partial(row, "thirty"))
+    seen = range(1 if quick else 3)
+    wins = [w for s in seen if (w := keep(f"thirty-policy-{s}", make=partial(policy_wins, s, "short")))]
+    if len(wins) == len(seen):
+        rows += rows_of_policy(wins, partial(row, "thirty-policy-0"))
     if folder is None:
         print("No folder was given: the rows on people's votes are left out.\nGive the one with ukpconvarg and llmfao.")
     else:
         try:
-            for name, short in SETS.items():
-                read_votes(folder, name)
-                found = keep(short, make=partial(measure_people, folder, name, quick))
-                rows += rows_of_people(short, found, partial(row, short))
+            rows += rows_with_folder(folder, keep, row)
         except Missing as missing:
             sys.exit(f"bench/labels.py: {missing}")
-        turned = keep("flipped", make=partial(measure_flipped, folder, 2 if quick else 4))
-        share = [sum(s[k] - s["plain"] for s in turned) for k in ("full", "oracle")]
-        rows.append(
-            row("flipped", "flipped ukp raters recovered", share[0] / share[1], "of the oracle's gain", ">= 0.9")
-        )
-        seconds = keep("members", make=partial(measure_members, folder))
-        rows.append(row("members", "seconds to fit 60k votes, 5 members", seconds, "s", "<= 20"))
     write_results("labels", rows, quick, list(range(seeds)))
 
 
