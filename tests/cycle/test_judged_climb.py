@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def climb_of_people(root: Path, model: Path, steps: int = 12, **alarm: Any) -> P
     with open_store(root / DATABASE) as store:
         vote(store)
     return root
+
+
+def carry_on(root: Path) -> None:
+    """Past the climb, to where the last round waits for judgements of its finished policy."""
+    with suppress(Paused):
+        run_rounds(root)
 
 
 def looks(store: Store) -> dict[int, list[Pair]]:
@@ -90,7 +97,7 @@ def test_people_stop_a_climb_that_does_not_wait_for_them(
     root = climb_of_people(tmp_path / "run", tiny_model)
     with monkeypatch.context() as m:
         people_beside(m, root)
-        run_rounds(root)
+        carry_on(root)
 
     found = figures(root)
     [(at, back)] = found["alarm/back_to"].items()
@@ -123,17 +130,17 @@ def test_a_climb_killed_after_a_look_was_weighed_counts_it_as_it_was(
     root = climb_of_people(tmp_path / "run", tiny_model, steps=8)
     with monkeypatch.context() as m:
         people_beside(m, whole, best=8)
-        run_rounds(whole)
+        carry_on(whole)
     with monkeypatch.context() as m:
         people_beside(m, root, best=8, crash_at=6)
         with pytest.raises(Crash):
-            run_rounds(root)
+            carry_on(root)
     assert figures(root)["alarm/closed"] == {1: 4, 2: 5, 3: 6}
     with open_store(root / DATABASE) as store:
         judge(store, looks(store)[2] + looks(store)[3], wins=False, rater="bob")  # too late
     with monkeypatch.context() as m:
         people_beside(m, root, best=8)
-        run_rounds(root)
+        carry_on(root)
 
     one, two = figures(whole), figures(root)
     for name in ("alarm/wins", "alarm/judged", "alarm/closed", "alarm/kl", "watch/foretold"):
@@ -164,8 +171,8 @@ def test_a_look_is_weighed_with_what_has_come_once_its_patience_is_over(
 
     monkeypatch.setattr(optimise, "save_checkpoint", save)
     with pytest.raises(Crash):
-        run_rounds(root)
-    run_rounds(root)
+        carry_on(root)
+    carry_on(root)
 
     found = figures(root)
     with open_store(root / DATABASE) as store:
@@ -183,6 +190,7 @@ def test_at_the_end_of_the_climb_people_are_waited_for_while_they_can_answer(tin
         time.sleep(1.5)
         assert "optimise" not in store.steps_done(1)
         judge(store, [p for pairs in looks(store).values() for p in pairs], wins=True)
-        wait_until(lambda: "measure" in store.steps_done(1))
+        wait_until(lambda: "optimise" in store.steps_done(1))
+        wait_until(lambda: vote(store) and not store.wanting())
 
     assert figures(root)["alarm/judged"] == {1: 6, 2: 6}
