@@ -41,7 +41,7 @@ from backflip.measure.warnings import FORETOLD
 from backflip.policies.state import PolicyState
 from backflip.rewards.model import RewardModel
 from backflip.stats.calibration import OUTCOME
-from backflip.stats.falling import Look
+from backflip.stats.falling import Look, in_doubt
 
 FEWEST = 4
 """Monitor prompts below which an alarm is refused: a look on fewer says nothing."""
@@ -101,22 +101,41 @@ class Guard:
         tick = state.step - self.first
         if self.by_people:
             self._take_in(tick)
-        due = self.plan.gold and not tick % self.plan.every and self._asked + self.plan.votes <= self.plan.labels
+        due = self.plan.gold and not tick % self.plan.every and self._may_ask()
         if not due or self.rang():
             return {}
-        prompts, ours, theirs = self._answers(state)
+        figures, shown = self._lot(state, kl, 0)
+        if not figures:
+            return {}
+        self._add(tick, figures)
+        lot, last = 0, tick == self.tools.plan.ppo.steps
+        while last and self.ring is None and in_doubt([s.look for s in self.seen]) and self._may_ask():
+            lot += 1  # what is left of the labels goes to the policy that the round would end with
+            more, shown = self._lot(state, kl, lot)
+            figures = {n: v if n == DISTANCE else v + more[n] for n, v in figures.items()}
+            self.seen.pop()
+            self._add(tick, figures)
+        return figures | self._rung(shown)
+
+    def _may_ask(self) -> bool:
+        return self._asked + self.plan.votes <= self.plan.labels
+
+    def _lot(self, state: PolicyState, kl: float, lot: int) -> tuple[dict[str, float], list[Exhibit]]:
+        """Judge one lot of fresh answers, or publish it where people judge: then there are no figures yet."""
+        tick = state.step - self.first
+        prompts, ours, theirs = self._answers(state, lot)
         gain = self.scorer.score(prompts, ours) - self.scorer.score(prompts, theirs)
         foretold = self.scorer.foretold(gain)
         self._asked += len(prompts)
         if self.by_people:
             sides = Sides(prompts, ours, theirs, foretold.tolist(), gain.tolist())
             self._open.append(publish(self.number, self.tools, tick, kl, sides))
-            return {}
-        wins = [self._judge(p, a, b, tick) for p, a, b in zip(prompts, ours, theirs, strict=True)]
+            return {}, []
+        named = f"{tick}+{lot}" if lot else str(tick)
+        wins = [self._judge(p, a, b, named) for p, a, b in zip(prompts, ours, theirs, strict=True)]
         figures = {WINS: sum(wins), JUDGED: float(len(wins)), DISTANCE: kl, FORETOLD: float(foretold.sum())}
-        self._add(tick, figures)
         said = [(p.text, a.text, b.text) for p, a, b in zip(prompts, ours, theirs, strict=True)]
-        return figures | self._rung(exhibits(said, gain.tolist(), wins))
+        return figures, exhibits(said, gain.tolist(), wins)
 
     def late(self) -> list[Metric]:
         """Figures of earlier steps' looks that were weighed since this was last asked for."""
@@ -188,10 +207,10 @@ class Guard:
         best = self.ring.best
         return {EVIDENCE: self.ring.evidence.log_e, BACK_TO: float(best.tick if best else 0)}
 
-    def _answers(self, state: PolicyState) -> tuple[list[Prompt], list[Answer], list[Answer]]:
+    def _answers(self, state: PolicyState, lot: int) -> tuple[list[Prompt], list[Answer], list[Answer]]:
         """Monitor prompts drawn by lot, answered anew by the policy and by the untouched model."""
         tools, pool = self.tools, self.tools.split("monitor")
-        seed = seed_of(tools.plan.seed, "alarm", state.step)
+        seed = seed_of(tools.plan.seed, "alarm", state.step, *([lot] if lot else []))
         order = generator(seed, "prompts").permutation(len(pool))[: self.plan.votes]
         prompts = [pool[i] for i in order]
         sides = []
@@ -204,7 +223,7 @@ class Guard:
             sides.append([by_prompt[p.id] for p in prompts])
         return prompts, sides[0], sides[1]
 
-    def _judge(self, prompt: Prompt, ours: Answer, theirs: Answer, tick: int) -> float:
+    def _judge(self, prompt: Prompt, ours: Answer, theirs: Answer, look: str) -> float:
         """1 where the policy's answer is better, 0 where it is worse."""
         if self._function is not None:
             name, judge = self.plan.gold, self._function
@@ -214,7 +233,7 @@ class Guard:
             return win(a.value, b.value)
         assert self.tools.crowd is not None
         pair = Pair(
-            id=f"r{self.number}/alarm/{tick}/{prompt.id}", round=self.number, stream="reference", prompt_id=prompt.id,
+            id=f"r{self.number}/alarm/{look}/{prompt.id}", round=self.number, stream="reference", prompt_id=prompt.id,
             sample_a="policy", sample_b=REFERENCE, policy=ours.policy,
         )  # fmt: skip
         return float(np.mean([OUTCOME[v.choice] for v in self.tools.crowd.votes(pair, a, b, at=0.0)]))

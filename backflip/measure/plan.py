@@ -28,7 +28,8 @@ class Alarm:
     """Looks after which one is weighed with the judgements that people have given by then; later ones are not counted.
     At a round's end, while its pages are served, those still missing are waited for, at most rate.deadline_minutes."""
     labels: int = 400
-    """Judgements of a round at most; after that the alarm looks no more."""
+    """Judgements of a round at most; after that the alarm looks no more. What is left of them at a round's last look
+    goes to that policy too, as long as it is expected to lose; people are not asked more."""
     rate: float = 0.05
     """Chance of a false alarm in a round whose gold never falls."""
 

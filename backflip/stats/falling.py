@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp
 
 Array = NDArray[np.float64]
-PEAKS = np.geomspace(0.25, 16.0, 19)
-"""Distances, in square roots of nats, at which the mixture's curves are highest."""
-HEIGHTS = np.array([0.03, 0.1, 0.2, 0.4, 0.7, 1.1, 1.6, 2.4])
+PEAKS = np.geomspace(0.4, 10.0, 9)
+"""Distances, in square roots of nats, at which the mixture's curves are highest; each curve more costs evidence."""
+HEIGHTS = np.array([0.06, 0.15, 0.35, 0.8, 1.8])
 """How high they are, in logits above 1/2."""
-DEEPEST = -4.0
-"""Logits below which no curve of the mixture falls."""
+DEEPEST = -1.1
+"""Logits below which no curve of the mixture falls: 25% wins, what raters who err in a quarter of votes leave."""
 EDGE = 1e-9
 
 
@@ -105,6 +105,11 @@ def rising(share: ArrayLike, weight: ArrayLike) -> Array:
             block = ((v * u + block[0] * block[1]) / (u + block[1]), u + block[1], n + block[2])
         blocks.append(block)
     return np.asarray(np.maximum(0.5, np.concatenate([np.full(n, v) for v, _, n in blocks])))
+
+
+def in_doubt(looks: Sequence[Look]) -> bool:
+    """Whether the last policy looked at is expected to lose: more judgements of it may then make sure of that."""
+    return bool(looks) and bool(weigh(looks).expected[-1] < 0.5)
 
 
 def first_alarm(looks: Sequence[Look], rate: float) -> int | None:

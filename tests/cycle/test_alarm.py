@@ -29,6 +29,12 @@ def falls(prompt, answer):
     calls += 1
     return (1.0 if calls <= 36 else -1.0) * (calls % 2)
 
+def sinks(prompt, answer):
+    '''The policy's answers are better in the first six comparisons, three at each of two looks, then worse.'''
+    global calls
+    calls += 1
+    return (1.0 if calls <= 12 else -1.0) * (calls % 2)
+
 def rises(prompt, answer):
     global calls
     calls += 1
@@ -108,6 +114,19 @@ def test_gold_that_does_not_fall_lets_the_climb_end(tiny_model: Path, tmp_path: 
     assert "alarm/back_to" not in found
     assert max(found["objective/kl"]) == 12
     assert not (root / "rounds" / "r1" / "alarm.json").exists()
+
+
+def test_what_is_left_of_the_judgements_goes_to_the_last_policy_while_it_is_in_doubt(
+    tiny_model: Path, tmp_path: Path, gold: str
+) -> None:
+    root = watched(tmp_path / "run", tiny_model, f"{gold}:sinks", every=3, votes=3)
+    run_rounds(root, Listening())  # worse answers at two looks of four: they say too little alone
+
+    found = figures(root)
+    assert {t: found["alarm/wins"][t] for t in (3, 6, 9, 12)} == {3: 3.0, 6: 3.0, 9: 0.0, 12: 0.0}
+    assert found["alarm/judged"][9] == 3
+    assert found["alarm/judged"][12] > 3
+    assert found["alarm/back_to"][12] in (3, 6)
 
 
 def test_no_more_is_judged_than_the_plan_allows(tiny_model: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from backflip.stats.falling import Look, first_alarm, power, rising, simulated, weigh
+from backflip.stats.falling import Look, first_alarm, in_doubt, power, rising, simulated, weigh
 
 D = np.arange(0.4, 6.01, 0.4)
 
@@ -61,3 +61,11 @@ def test_more_votes_catch_sooner():
 def test_looks_that_cannot_be_are_refused(look):
     with pytest.raises(ValueError, match="a look has"):
         weigh([look])
+
+
+def test_a_last_policy_that_is_expected_to_lose_is_in_doubt() -> None:
+    won = [Look(1.0, 8.0, 12), Look(2.0, 8.0, 12)]
+
+    assert not in_doubt([])
+    assert not in_doubt(won)
+    assert in_doubt([*won, Look(5.0, 2.0, 12)])
