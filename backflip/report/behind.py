@@ -17,7 +17,7 @@ def answers_behind(
     root: Path, steps: Sequence[tuple[int, int]], samples: Sequence[Sample], prompts: Mapping[str, Prompt]
 ) -> tuple[Behind, ...]:
     """What can be read behind the points, steps (round, tick) and rounds, in the order of the run."""
-    every = -(-len(steps) // MOST)
+    every = max(1, -(-len(steps) // MOST))
     wanted = set(steps[::-1][::every])
     ticks: dict[int, list[int]] = defaultdict(list)
     for of_round, tick in sorted(wanted):

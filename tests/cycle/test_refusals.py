@@ -82,11 +82,15 @@ def test_without_simulated_raters_a_round_waits_for_people_and_then_goes_on(tiny
         with pytest.raises(Paused, match="2 pairs"):  # those that want a second rater
             run_round(1, tools)
         vote(tools.store, "b", rater="bob")
-        run_round(1, tools)
+        with pytest.raises(Paused, match="comparison with the untouched model waits for people: 4 pairs"):
+            run_round(1, tools)
+        assert {p.stream for p, _ in tools.store.wanting(1)} == {"reference"}
+        assert tools.store.steps_done(1) == {"sample", "rate", "fit", "optimise"}
 
+        vote(tools.store, "a", suffix="/last")
+        vote(tools.store, "a", rater="bob", suffix="/last")
+        run_round(1, tools)
         assert "measure" in tools.store.steps_done(1)
-        open_duels = [p.stream for p, _ in tools.store.wanting(1)]
-        assert set(open_duels) == {"reference"}  # they wait for people, and nothing waits for them
 
 
 def test_a_fit_without_votes_is_refused_and_works_once_there_are_some(tiny_model: Path, tmp_path: Path) -> None:
@@ -102,7 +106,8 @@ def test_a_fit_without_votes_is_refused_and_works_once_there_are_some(tiny_model
             for v in tools.store.votes():
                 tx.cast([replace(v, key=f"{v.key}/undo", choice="retract", retracts=v.key, seq=None)])
         vote(tools.store, "a", suffix="/again")
-        run_round(1, tools)
+        with pytest.raises(Paused, match="comparison with the untouched model"):
+            run_round(1, tools)
         assert "fit" in tools.store.steps_done(1)
 
 
