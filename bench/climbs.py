@@ -192,13 +192,14 @@ def _look(
     if ring is None:
         return None
     gain = scorer.score(prompts, ours) - scorer.score(prompts, theirs)
-    shown = exhibits(prompts, ours, theirs, gain.tolist(), wins)
+    said = [(p.text, a.text, b.text) for p, a, b in zip(prompts, ours, theirs, strict=True)]
+    shown = exhibits(said, gain.tolist(), wins)
     return {
         "tick": kept.tick,
         "kl": kept.kl,
         "back_to": ring.best.tick if ring.best else 0,
         "log_e": ring.evidence.log_e,
-        "told": paragraph(ring, seen, world.config.kl_target),
+        "told": paragraph(ring, seen, world.config.kl_target, kept.tick),
         "shown": [e._asdict() for e in shown],
     }
 
