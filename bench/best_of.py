@@ -1,12 +1,13 @@
 """Best of n on the story model's answers: what more votes, blind raters, bigger rewards and ensembles do to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from stories import PROMPTS, Stories
 
+from backflip.rewards.conservative import combined
 from backflip.rewards.ensemble import Ensemble, fit_ensemble
 from backflip.rewards.fit import TOKEN_FIGURES, Fitted, emphasis, fit_votes
 from backflip.rewards.plan import Fit
@@ -80,14 +81,10 @@ def ensemble_of(stories: Stories, fitted: Fitted, seed: int) -> Ensemble:
     return fit_ensemble(fitted, stories.rated.features, plan, seed=seed)
 
 
-def worst(scores: Array) -> Array:
-    """(B,) worst case of members' scores (K, B)."""
-    return np.asarray(scores.min(0))
-
-
-def weighted(scores: Array) -> Array:
-    """(B,) mean of members' scores (K, B) less `DOUBT` times their variance."""
-    return np.asarray(scores.mean(0) - DOUBT * scores.var(0))
+WARY: Mapping[str, Fit] = {
+    "worst case": Fit(conservative="worst"), "uncertainty-weighted": Fit(conservative="uncertainty", uncertainty=DOUBT)
+}  # fmt: skip
+"""The package's conservative rewards, by the names of their rows."""
 
 
 def of_ensemble(offered: Offered, votes: int, seeds: Sequence[int]) -> dict[str, Any]:
@@ -99,8 +96,7 @@ def of_ensemble(offered: Offered, votes: int, seeds: Sequence[int]) -> dict[str,
         each = ensemble_of(st, fitted, seed).score(offered.features)
         for name, score in (
             ("single", fitted.reward.score(offered.features)),
-            ("worst case", worst(each)),
-            ("uncertainty-weighted", weighted(each)),
+            *((wary, combined(each, plan)) for wary, plan in WARY.items()),
         ):
             out[name].append(offered.curve(score)[:, -1].tolist())
     return out

@@ -4,15 +4,16 @@ Three were at hand while the alarm was set up, two were kept unseen for the fina
 answers people, and pays for agreeing with them.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backflip.core.protocols import Scorer
 from backflip.core.records import Answer, Prompt
+from backflip.measure.warnings import repetition_of
 
 Array = NDArray[np.float64]
 Fault = Callable[[str], float]
@@ -31,9 +32,8 @@ def sentence_length(text: str) -> float:
 
 def repetition(text: str) -> float:
     """Share of pairs of neighbouring words that were there before."""
-    words = text.lower().split()
-    pairs = list(pairwise(words))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+    found = repetition_of([text])
+    return 0.0 if math.isnan(found) else found
 
 
 def exclamation(text: str) -> float:

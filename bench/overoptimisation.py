@@ -27,10 +27,11 @@ from climbs import World, climb
 from numpy.typing import NDArray
 from overoptimisation_rows import climb_rows, law_rows, model_free_rows, smollm2_rows
 from requests_world import Requests
-from stories import Members, Stories
+from stories import Stories
 from table import Missing, part, write_results
 
 from backflip.core.protocols import Scorer
+from backflip.rewards.conservative import Caution, Paid
 from backflip.stats.best_of_n import best_of_n_curve
 from backflip.stats.falling import first_alarm, power, simulated
 
@@ -48,6 +49,8 @@ NULLS: dict[str, Array] = {
 VOTES = 1000
 STORIES = Climb(steps=60, most_kl=60.0, every=2)
 SMOLLM2 = Climb(steps=40, most_kl=60.0, every=3, drawn=96, fresh=344)
+WARY_ARMS = {"worst": "worst case", "weighted": "uncertainty-weighted"}
+"""Climbs paid by a conservative reward, and its row's name."""
 LEASH = 0.3
 """Reward lost per nat in the climbs with a KL penalty."""
 
@@ -96,8 +99,8 @@ def story_climb(st: Stories, arm: str, seed: int, plan: Climb) -> dict[str, Any]
     members = best_of.ensemble_of(st, fitted, seed)
     learned = st.scorer(fitted, members)
     scorer: Scorer = learned
-    if arm in ("worst", "weighted"):
-        scorer = Members(learned, best_of.worst if arm == "worst" else best_of.weighted)
+    if arm in WARY_ARMS:
+        scorer = Paid(learned, Caution(best_of.WARY[WARY_ARMS[arm]], 0.0, 0.0))
     elif arm in hacks.SEEN | hacks.UNSEEN:
         scorer = hacks.Planted(learned, (hacks.SEEN | hacks.UNSEEN)[arm], st.rated.texts)
     check = st.scorer(st.fit(votes[VOTES:], seed))
@@ -131,7 +134,7 @@ def parts_of(data: str, quick: bool) -> dict[str, Callable[[], Any]]:
         out[f"hack-{fault.replace(' ', '-')}"] = partial(_call, story_climb, st, fault, 15, plan)
     for seed in seeds:
         out[f"climb-leash-{seed}"] = partial(_call, story_climb, st, "leash", seed, plan)
-    for arm in ("worst", "weighted"):
+    for arm in WARY_ARMS:
         for seed in list(seeds)[:3]:
             out[f"climb-{arm}-{seed}"] = partial(_call, story_climb, st, arm, seed, plan)
     return out

@@ -8,7 +8,7 @@ quarter of their votes is flipped. Everything that learns is the package's own: 
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,17 +167,3 @@ class Stories:
     def scorer(self, fitted: Fitted, members: Ensemble | None = None) -> RewardModel:
         """A fitted reward as a climb takes it."""
         return RewardModel(fitted.reward, self.reader, members)
-
-
-class Members:
-    """A `Scorer`: what `fold` makes of the scores (K, B) of a reward's members."""
-
-    def __init__(self, model: RewardModel, fold: Callable[[Array], Array]) -> None:
-        self.model, self.fold = model, fold
-
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Array:
-        """(B,) rewards."""
-        reader = self.model.reader
-        assert self.model.ensemble is not None
-        features = features_of(reader.reference(prompts, answers), reader.chat, prompts, answers)
-        return self.fold(self.model.ensemble.score(features))

@@ -117,7 +117,8 @@ def seen_by(number: int, tools: Tools) -> Table:
 
 def _parted(tools: Tools, seen: Table) -> tuple[Table, Table]:
     """The votes for the reward, and those that are kept apart for its check."""
-    return seen.only(lambda p: not kept_apart(tools.plan, p)), seen.only(lambda p: kept_apart(tools.plan, p))
+    apart = {p for p in set(seen.prompt) if kept_apart(tools.plan, p)}
+    return seen.only(lambda p: p not in apart), seen.only(lambda p: p in apart)
 
 
 def learn(tools: Tools, table: Features, seen: Table) -> Fitted:

@@ -57,7 +57,7 @@ class Table(NamedTuple):
 
 def kept_apart(plan: Plan, prompt_id: str) -> bool:
     """Whether the votes on a prompt fit the check instead of the reward; by lot, and the same in every round."""
-    return bool(generator(plan.seed, "apart", prompt_id).random() < plan.fit.apart)
+    return plan.fit.apart > 0 and bool(generator(plan.seed, "apart", prompt_id).random() < plan.fit.apart)
 
 
 def features_file(artefact: Path, purpose: Literal["rate", "chat"]) -> Path:

@@ -10,8 +10,7 @@ from backflip.measure.alarm import BACK_TO, DISTANCE, JUDGED, WINS
 from backflip.report.data import AlarmTold, Estimate, ReportData, Step, Unlike
 from backflip.report.tables import Table
 from backflip.report.words import interval, number, percent
-
-Z = 1.96
+from backflip.stats import bootstrap
 
 
 def told_alarms(root: Path, rounds: Sequence[int]) -> tuple[AlarmTold, ...]:
@@ -29,11 +28,9 @@ def told_alarms(root: Path, rounds: Sequence[int]) -> tuple[AlarmTold, ...]:
 
 
 def wilson(wins: float, judged: float) -> Estimate:
-    """A share of wins and its 95% interval. Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953)."""
-    share, room = wins / judged, Z * Z / judged
-    middle = (share + room / 2) / (1 + room)
-    half = math.sqrt(share * (1 - share) * room + room * room / 4) / (1 + room)
-    return Estimate(value=share, low=middle - half, high=middle + half)
+    """A share of wins and its 95% interval: see `stats.bootstrap.wilson`."""
+    found = bootstrap.wilson(wins, round(judged))
+    return Estimate(value=found.value, low=found.low, high=found.high)
 
 
 def looks(data: ReportData) -> list[Step]:

@@ -110,10 +110,15 @@ def gather(
     return replace(found, stop=where_to_stop(found))
 
 
-def gather_path(store: Store, baseline: Baseline | None, kl_target: float | None = None) -> ReportData:
-    """No more than the panel draws, from the figures alone: quick enough to be asked for again and again."""
-    figures = Figures(metrics_now(store))
-    versions, weights = _versions(figures), _numbers(_mapping(store.note("weights")))
+def gather_path(
+    metrics: Sequence[Metric], weights_noted: str | None, baseline: Baseline | None, kl_target: float | None = None
+) -> ReportData:
+    """No more than the panel draws, from the figures alone: quick enough to be asked for again and again.
+
+    `metrics` as `cycle.wins.metrics_now` has them; `weights_noted` is the store's note of the true utility's weights.
+    """
+    figures = Figures(metrics)
+    versions, weights = _versions(figures), _numbers(_mapping(weights_noted))
     found = ReportData(
         task="", base_model="", judged_by="", simulated=bool(weights), rounds_done=0,
         counts=Counts(samples=0, pairs=0, votes=0), people=_people(figures), versions=versions,

@@ -1,8 +1,9 @@
 """The report's panel, live: the same picture and the same sentence, for a run that may be under way."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from backflip.core.records import Judged, Prompt, Sample
+from backflip.core.records import Judged, Metric, Prompt, Sample
 from backflip.policies.plan import STEERING
 from backflip.tasks import TASKS
 from backflip.web.served import Served
@@ -11,12 +12,12 @@ if TYPE_CHECKING:
     from backflip.report.data import Baseline
 
 
-def live_panel(run: Served) -> dict[str, Any] | None:
+def live_panel(run: Served, metrics: Sequence[Metric]) -> dict[str, Any] | None:
     """The figure as Plotly draws it, in the light colours with their dark counterparts, and where to stop.
 
-    None before there is anything to draw.
+    `metrics` as `cycle.wins.metrics_now` has them. None before there is anything to draw.
     """
-    if not run.store.metrics(name="objective/kl") and not run.store.metrics(name="monitor/kl"):
+    if not any(m.name in ("objective/kl", "monitor/kl") for m in metrics):
         return None
     from backflip.report.data import plain  # scipy, which the report needs, takes long to import
     from backflip.report.gather import gather_path
@@ -24,7 +25,7 @@ def live_panel(run: Served) -> dict[str, Any] | None:
     from backflip.report.panel import draw
 
     target = run.plan.ppo.kl_target if run.plan.optimise.by in STEERING else None
-    data = gather_path(run.store, _baseline(run), target)
+    data = gather_path(metrics, run.store.note("weights"), _baseline(run), target)
     figure = draw(data)
     if figure is None:
         return None

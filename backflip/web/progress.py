@@ -58,11 +58,12 @@ def progress(request: Request, session: Annotated[Session, Depends(visitor)]) ->
         for done in [store.steps_done(n)]
     ]
     state, waits_for = _state(run, rounds)
+    metrics = metrics_now(store)
     return Told(
         {
             "rounds": rounds,
-            "curves": list(_curves(metrics_now(store))),
-            "panel": live_panel(run),
+            "curves": list(_curves(metrics)),
+            "panel": live_panel(run, metrics),
             "votes": [{"rater": r, "name": names.get(r, r), "count": n} for r, n in counted.most_common()],
             "agreement": _agreement(votes, run.plan.seed),
             "state": state,
